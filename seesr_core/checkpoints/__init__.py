@@ -1,0 +1,1 @@
+"""Weights files: telling what they are, reading the published layouts, writing and reading our own."""

@@ -1,0 +1,20 @@
+"""DAPE, the degradation-aware prompt extractor: tags and soft prompt of a photo."""
+
+from .encoder import SwinConfig
+from .head import HeadConfig
+from .lora import merge_published_lora
+from .model import DAPE, DAPEConfig, DAPEOutput
+from .preprocess import prepare
+from .vocabulary import Tag, Vocabulary
+
+__all__ = [
+    "DAPE",
+    "DAPEConfig",
+    "DAPEOutput",
+    "HeadConfig",
+    "SwinConfig",
+    "Tag",
+    "Vocabulary",
+    "merge_published_lora",
+    "prepare",
+]

@@ -1,0 +1,178 @@
+"""DAPE, the degradation-aware prompt extractor: RAM's encoder and tagging head (SeeSR §3.1; the same net as plain RAM).
+
+One pass gives both prompts: image tokens (the soft prompt) and tag logits (the hard prompt). Parameter names are the
+published RAM keys that inference needs. Shape letters: B batch, L tokens, D their width, N tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import SettingsError, WeightsError
+from .encoder import SwinConfig, SwinEncoder, WindowAttention
+from .head import HeadConfig, TaggingHead
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class DAPEConfig:
+    """Sizes of the whole tagger; the defaults are RAM's with Swin-L."""
+
+    swin: SwinConfig = field(default_factory=SwinConfig)
+    """The image encoder."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """The tagging head; its `encoder_width` is the width of the soft prompt."""
+    num_tags: int = 4585
+    """Tags of the vocabulary."""
+    label_width: int = 512
+    """Width of the stored tag embeddings."""
+
+    def __post_init__(self) -> None:
+        if self.num_tags < 1 or self.label_width < 1:
+            raise SettingsError(
+                f"A tagger needs tags and a width for them; found {self.num_tags} and {self.label_width}."
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Length of the soft prompt."""
+        return self.swin.tokens + 1
+
+    @property
+    def token_width(self) -> int:
+        """Width of the soft prompt."""
+        return self.head.encoder_width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the `config` of a file's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DAPEConfig:
+        """Inverse of `to_dict`, also of its JSON form.
+
+        Raises:
+            SettingsError: an unknown or missing entry, or sizes that cannot work together.
+        """
+        try:
+            lists_as_tuples: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in data["swin"].items()
+            }
+            sizes = {key: value for key, value in data.items() if key not in ("swin", "head")}
+            return cls(swin=SwinConfig(**lists_as_tuples), head=HeadConfig(**data["head"]), **sizes)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SettingsError(
+                f"The tagger's configuration cannot be read ({error}); "
+                "it should hold swin, head, num_tags and label_width."
+            ) from error
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], *, image_size: int | None = None, heads: int = 4
+    ) -> DAPEConfig:
+        """Read every size from the shapes of canonical weights; `image_size` and `heads` are what shapes do not show.
+
+        Raises:
+            WeightsError: the weights are not those of a RAM-like tagger.
+        """
+        if "label_embed" not in state:
+            raise WeightsError(
+                "The weights lack 'label_embed', so this is no RAM or DAPE model (RAM++ and Tag2Text do not fit); "
+                "use ram_swin_large_14m.pth or a dape*.safetensors file."
+            )
+        num_tags, label_width = state["label_embed"].shape
+        return cls(
+            swin=SwinConfig.from_state_dict(state, image_size=image_size),
+            head=HeadConfig.from_state_dict(state, heads=heads),
+            num_tags=num_tags,
+            label_width=label_width,
+        )
+
+
+class DAPEOutput(NamedTuple):
+    """What one pass over a batch of images gives."""
+
+    tokens_BLD: Tensor
+    """Soft prompt: the projected image tokens, the mean token first."""
+    logits_BN: Tensor
+    """One logit per tag; its sigmoid is the tag's score."""
+
+
+class DAPE(nn.Module):
+    """The tagger; plain RAM or DAPE depends only on the weights."""
+
+    def __init__(self, config: DAPEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual_encoder = SwinEncoder(config.swin)
+        self.image_proj = nn.Linear(config.swin.width, config.token_width)
+        self.label_embed = nn.Parameter(torch.zeros(config.num_tags, config.label_width))
+        self.wordvec_proj = nn.Linear(config.label_width, config.head.hidden)
+        self.tagging_head = TaggingHead(config.head)
+        self.fc = nn.Linear(config.head.hidden, 1)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], config: DAPEConfig | None = None) -> DAPE:
+        """A tagger in evaluation mode around canonical weights; it shares their memory and dtype.
+
+        Args:
+            state: canonical state dict, without adapters or ballast.
+            config: sizes; None reads them from the shapes.
+
+        Raises:
+            WeightsError: keys are missing, left over or of another shape than `config` says.
+        """
+        config = config or DAPEConfig.from_state_dict(state)
+        with torch.device("meta"):
+            model = cls(config)
+        _require_same_keys(model.state_dict(), state)
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    def encode_image(self, x_B3HW: Tensor) -> Tensor:
+        """ImageNet-normalised (B, 3, size, size) to the soft prompt (B, L, D)."""
+        return self.image_proj(self.visual_encoder(x_B3HW))
+
+    def tag_logits(self, tokens_BLD: Tensor) -> Tensor:
+        """Soft prompt (B, L, D) to tag logits (B, N)."""
+        tags_ND = F.relu(self.wordvec_proj(self.label_embed))
+        return self.fc(self.tagging_head(tags_ND, tokens_BLD)).squeeze(-1)
+
+    def forward(self, x_B3HW: Tensor) -> DAPEOutput:
+        """ImageNet-normalised (B, 3, size, size) to both prompts."""
+        tokens_BLD = self.encode_image(x_B3HW)
+        return DAPEOutput(tokens_BLD, self.tag_logits(tokens_BLD))
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw fresh weights to train from scratch: normal of std 0.02 (tag embeddings 1), biases 0, norms 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.weight.normal_(0.0, 0.02, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, WindowAttention):
+                module.relative_position_bias_table.normal_(0.0, 0.02, generator=generator)
+        self.label_embed.normal_(generator=generator)
+
+
+def _require_same_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        raise WeightsError(
+            f"The tagger's weights do not fit: {len(missing)} keys are missing {missing[:3]} and {len(extra)} are left "
+            f"over {extra[:3]}; use a complete RAM or DAPE file."
+        )
+    for key, tensor in expected.items():
+        if tensor.shape != found[key].shape:
+            raise WeightsError(
+                f"The tagger's weight '{key}' should have the shape {tuple(tensor.shape)} and has "
+                f"{tuple(found[key].shape)}; the file's configuration belongs to another model."
+            )

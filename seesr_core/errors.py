@@ -1,0 +1,25 @@
+"""Exceptions that a person can act on: each message names the input, what was expected, what came, and what to do."""
+
+
+class SeeSRError(Exception):
+    """Base of everything this project raises on purpose; the command line prints its message as one line."""
+
+
+class ImageError(SeeSRError):
+    """A picture that cannot be read, processed or written."""
+
+
+class WeightsError(SeeSRError):
+    """A weights file of another model, of another size, truncated, unsafe or missing."""
+
+
+class SettingsError(SeeSRError):
+    """An option or a combination of options that cannot work."""
+
+
+class DataError(SeeSRError):
+    """Training or evaluation data that cannot be used."""
+
+
+class ResourceError(SeeSRError):
+    """Not enough memory or disk for the request."""

@@ -1,0 +1,128 @@
+"""Every choice of an upscaling run, checked once; a model file may bring its own defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .color import COLOR_FIXES, ColorFix
+from .errors import SettingsError
+from .image import MULTIPLE
+from .sampling import SOLVERS, START_POINTS, Solver, StartPoint
+from .schedule import LAST_TIMESTEP, SPACINGS, Spacing, timesteps
+
+MAX_SCALE = 64.0
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class UpscaleSettings:
+    """How a photo is upscaled; the defaults are the published ones."""
+
+    scale: float = 4.0
+    """Result size over photo size, above 0."""
+    steps: int = 50
+    """Steps of the full schedule; only those at or below `start_timestep` are run."""
+    cfg: float = 5.5
+    """Guidance scale; at 1 or below the negative prompt is left out and each step costs half."""
+    seed: int = 0
+    """Noise of the first picture; picture i of a batch uses `seed` + i."""
+    start: StartPoint = "lr"
+    """Start from the noised LR latent (LRE) or from pure noise."""
+    start_timestep: int = LAST_TIMESTEP
+    """Noise level of the LR start; a lower one keeps more of the photo."""
+    spacing: Spacing = "leading"
+    """How the steps lie in the schedule: as published, or as SD-turbo wants them."""
+    solver: Solver = "ddpm"
+    """The sampler."""
+    tile: int = 768
+    """Side of a denoised tile in pixels of the result, a multiple of 8; larger pictures are tiled."""
+    overlap: int = 32
+    """Pixels that neighbouring tiles share, a multiple of 8."""
+    tile_batch: int = 0
+    """Tiles denoised at once; 0 chooses 1 on a CPU and 4 elsewhere."""
+    vae_tile: int = 1024
+    """Side of a tile of the autoencoder in pixels, without its surrounding."""
+    min_size: int = 512
+    """Photos whose upscaled shorter side lies below this are processed larger and reduced at the end."""
+    color_fix: ColorFix = "adain"
+    """How the result gets the photo's colours."""
+    prompt: str = ""
+    """Words of the user, after the tags."""
+    added_prompt: str = "clean, high-resolution, 8k"
+    """Words that always follow."""
+    negative: str = "dotted, noise, blur, lowres, smooth"
+    """What guidance leads away from."""
+    use_tags: bool = True
+    """Whether the tags go into the prompt."""
+    threshold: float = 1.0
+    """Factor on every tag's own threshold."""
+    control_scale: float = 1.0
+    """Strength of the ControlNet; 0 leaves it out."""
+    rca_scale: float = 1.0
+    """Strength of the soft prompt; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        try:
+            self._check_numbers()
+            self._check_choices()
+        except TypeError as error:
+            raise SettingsError(f"A setting has a value of the wrong type ({error}).") from error
+        timesteps(self.steps, spacing=self.spacing, start_timestep=self.start_timestep)
+
+    def _check_numbers(self) -> None:
+        _within("scale", self.scale, 1.0 / MAX_SCALE, MAX_SCALE)
+        _within("cfg", self.cfg, 0.0, 100.0)
+        _within("seed", self.seed, 0, MAX_SEED)
+        _within("tile batch", self.tile_batch, 0, 1024)
+        _within("minimum size", self.min_size, 0, 4096)
+        for name in ("threshold", "control_scale", "rca_scale"):
+            _within(name.replace("_", " "), getattr(self, name), 0.0, 10.0)
+        for name, length in (("tile", self.tile), ("VAE tile", self.vae_tile)):
+            _within(name, length, 8 * MULTIPLE, 65536)
+        _within("overlap", self.overlap, 0, self.tile - MULTIPLE)
+        for name, length in (("tile", self.tile), ("overlap", self.overlap), ("VAE tile", self.vae_tile)):
+            if length % MULTIPLE:
+                raise SettingsError(f"The {name} must be a multiple of {MULTIPLE} pixels, not {length}.")
+
+    def _check_choices(self) -> None:
+        _one_of("start", self.start, START_POINTS)
+        _one_of("solver", self.solver, SOLVERS)
+        _one_of("spacing", self.spacing, SPACINGS)
+        _one_of("colour fix", self.color_fix, COLOR_FIXES)
+        if self.start == "noise" and self.start_timestep != LAST_TIMESTEP:
+            raise SettingsError(
+                f"Start 'noise' is pure noise, so the start timestep must be {LAST_TIMESTEP}, not {self.start_timestep}; "
+                "start 'lr' takes a lower one."
+            )
+
+    @classmethod
+    def for_model(cls, defaults: Mapping[str, Any], **given: Any) -> UpscaleSettings:
+        """The published values, over them the `defaults` that a model brings, over these what the caller has `given`.
+
+        Raises:
+            SettingsError: a value out of range, or a name that is no setting.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted((defaults.keys() | given.keys()) - known):
+            raise SettingsError(f"Unknown settings {', '.join(unknown)}: expected some of {', '.join(sorted(known))}.")
+        if given.get("start") == "noise" and "start_timestep" not in given:
+            # A model's own start timestep speaks of the LR start.
+            given["start_timestep"] = LAST_TIMESTEP
+        return cls(**{**defaults, **given})
+
+    def denoised_timesteps(self) -> list[int]:
+        """The timesteps that are run, falling."""
+        return timesteps(self.steps, spacing=self.spacing, start_timestep=self.start_timestep)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise SettingsError(f"The {name} must be from {low:g} to {high:g}, not {value:g}.")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingsError(f"Unknown {name} {value!r}: choose one of {', '.join(choices)}.")

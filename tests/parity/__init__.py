@@ -1,0 +1,1 @@
+"""Comparison with numbers of the published implementation: `python -m tests.parity DIR`."""

@@ -1,0 +1,136 @@
+"""Tile geometry, blending windows, and the tiled denoiser."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from seesr_core.errors import SettingsError
+from seesr_core.tiling import Tile, TiledDenoiser, gaussian_window, tile_grid, tile_offsets
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap", "expected"),
+    [
+        (72, 24, 4, [0, 20, 40, 48]),
+        (40, 24, 4, [0, 16]),
+        (44, 24, 4, [0, 20]),
+        (24, 24, 4, [0]),
+        (25, 24, 4, [0, 1]),
+        (10, 24, 4, [0]),
+        (12, 4, 0, [0, 4, 8]),
+        (6, 4, 3, [0, 1, 2]),
+    ],
+)
+def test_tile_offsets(size, tile, overlap, expected):
+    assert tile_offsets(size, tile, overlap) == expected
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 72), (20, 60), (60, 20), (3, 200), (97, 96), (1, 50)])
+@pytest.mark.parametrize(("tile", "overlap"), [(24, 4), (24, 23), (16, 0), (5, 2)])
+def test_a_grid_covers_the_latent_with_equal_tiles_inside(height, width, tile, overlap):
+    covered = torch.zeros(height, width)
+    for part in tile_grid(height, width, tile, overlap):
+        assert part.height == part.width == min(tile, height, width)
+        view = part.crop(covered)
+        assert view.shape == (part.height, part.width)
+        view += 1
+    assert covered.min() >= 1
+
+
+def test_grid_runs_down_the_columns():
+    assert tile_grid(6, 8, 4, 0) == [Tile(0, 0, 4, 4), Tile(2, 0, 4, 4), Tile(0, 4, 4, 4), Tile(2, 4, 4, 4)]
+
+
+def test_crop_of_the_picture_under_a_tile():
+    picture = torch.arange(32 * 32).view(1, 32, 32)
+    assert torch.equal(Tile(1, 2, 2, 1).crop(picture, 8), picture[:, 8:24, 16:24])
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(24, 24), (24, 25), (24, -1), (0, 0)])
+def test_impossible_tiles_are_refused(tile, overlap):
+    for make in (
+        lambda: tile_grid(64, 64, tile, overlap),
+        lambda: TiledDenoiser(denoise=whole, tile=tile, overlap=overlap),
+    ):
+        with pytest.raises(SettingsError, match=r"overlap|tile"):
+            make()
+
+
+@pytest.mark.parametrize(("option", "value"), [("tile_batch", 0), ("window", "square")])
+def test_impossible_settings_are_refused(option, value):
+    with pytest.raises(SettingsError, match=r"tiles per call|tile window"):
+        TiledDenoiser(denoise=whole, **{option: value})
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_windows(size):
+    reference, symmetric = gaussian_window(size), gaussian_window(size, "symmetric")
+    assert reference.dtype == symmetric.dtype == torch.float64
+    torch.testing.assert_close(symmetric, symmetric.flip(0).flip(1))
+    torch.testing.assert_close(reference, reference.flip(1))
+    # Centred at size / 2 the rows mirror about that row, and row 0 has no partner.
+    torch.testing.assert_close(reference[1:], reference[1:].flip(0))
+    assert (reference[0] < reference[-1]).all()
+    with pytest.raises(SettingsError, match="reference, symmetric"):
+        gaussian_window(size, "square")  # type: ignore[arg-type]
+
+
+def whole(x: Tensor, t: int, tiles=None) -> Tensor:
+    return x * t
+
+
+def positional(field_BCHW: Tensor):
+    """Predicts the input plus the part of a fixed field under each tile, of each image of the batch."""
+
+    def denoise(x: Tensor, t: int, tiles=None) -> Tensor:
+        if tiles is None:
+            return x + field_BCHW
+        return x + torch.cat([tile.crop(field_BCHW) for tile in tiles])
+
+    return denoise
+
+
+@pytest.mark.parametrize("window", ["reference", "symmetric"])
+@pytest.mark.parametrize("tile_batch", [1, 3, 100])
+@pytest.mark.parametrize(("height", "width"), [(13, 21), (6, 40), (40, 6)])
+def test_a_local_denoiser_does_not_notice_tiles(height, width, tile_batch, window):
+    generator = torch.Generator().manual_seed(0)
+    x, field = (torch.randn(2, 4, height, width, generator=generator) for _ in range(2))
+    tiled = TiledDenoiser(denoise=positional(field), tile=8, overlap=3, tile_batch=tile_batch, window=window)
+    torch.testing.assert_close(tiled(x, 5), x + field, atol=1e-5, rtol=1e-5)
+
+
+def test_overlaps_are_averaged_under_the_window():
+    def numbered(x: Tensor, t: int, tiles=None) -> Tensor:
+        assert tiles is not None
+        return torch.full_like(x, float(tiles[0].x))
+
+    x = torch.zeros(1, 4, 4, 6)
+    eps = TiledDenoiser(denoise=numbered, tile=4, overlap=2)(x, 1)
+    left, right = gaussian_window(4)[0, 2:].float(), gaussian_window(4)[0, :2].float()
+    torch.testing.assert_close(eps[0, 0, 0, 2:4], 2.0 * right / (left + right))
+    assert eps[0, 0, 0, 0] == 0.0
+    assert eps[0, 0, 0, 5] == 2.0
+
+
+def test_a_latent_of_one_tiles_area_is_denoised_whole():
+    calls: list[object] = []
+
+    def denoise(x: Tensor, t: int, tiles=None) -> Tensor:
+        calls.append(tiles)
+        return x
+
+    tiled = TiledDenoiser(denoise=denoise, tile=8, overlap=2)
+    tiled(torch.zeros(1, 4, 4, 16), 1)
+    assert calls == [None]
+    tiled(torch.zeros(1, 4, 4, 17), 1)
+    assert calls[1:] == [[Tile(0, x, 4, 4)] for x in (0, 2, 4, 6, 8, 10, 12, 13)]
+
+
+def test_half_precision_tiles_are_summed_in_float32():
+    x = torch.randn(1, 4, 20, 20, generator=torch.Generator().manual_seed(0)).half()
+    eps = TiledDenoiser(denoise=positional(torch.zeros_like(x)), tile=8, overlap=2)(x, 1)
+    assert eps.dtype == torch.float16
+    torch.testing.assert_close(eps, x, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,64 @@
+"""The command line that the stages share: a recipe gives the defaults, flags override single settings."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+import tyro
+
+from seesr_core.errors import SeeSRError
+
+from .recipes import get_recipe
+
+log = logging.getLogger(__name__)
+
+Command = TypeVar("Command")
+
+INTERRUPTED = 130
+SETTINGS = tyro.conf.arg(name="")
+"""Annotates the field `config` of a command: its settings become flags without a prefix."""
+
+
+def parse(
+    command: type[Command], recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str] | None, *, prog: str
+) -> Command:
+    """Fill `command`, a dataclass with `recipe` and `config`, from the arguments.
+
+    Every other field without a default is required; the fields of `config` are flags of their own (`--loop.steps 100`).
+
+    Raises:
+        SettingsError: an unknown recipe, or settings that cannot work.
+        SystemExit: arguments that cannot be read, or `--help`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    name = first.parse_known_args(arguments)[0].recipe
+    config = get_recipe(recipes, name or next(iter(recipes)))
+    required = {f.name: tyro.MISSING for f in fields(command) if f.default is MISSING}  # type: ignore[arg-type]
+    default = command(**{**required, "recipe": name or tyro.MISSING, "config": config})
+    return tyro.cli(command, args=arguments, default=default, prog=prog, description=_described(recipes))
+
+
+def _described(recipes: Mapping[str, Callable[[], Any]]) -> str:
+    return "\n\n".join(f"Recipe {name}: {inspect.getdoc(recipe)}" for name, recipe in recipes.items())
+
+
+def run(action: Callable[[], object]) -> int:
+    """Carry out a command; what a person can act on becomes one line and exit status 1, Ctrl-C becomes 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        action()
+    except SeeSRError as error:
+        log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("Interrupted; the same command goes on from the last checkpoint.")
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,124 @@
+"""NIQE, how far a picture's statistics are from those of natural pictures (Mittal et al. 2013); lower is better.
+
+Every step follows the authors' published code: locally normalised luma at two scales, 18 parameters of generalised
+Gaussians per scale and block, then the distance of the blocks' mean and covariance to those of pristine photos.
+Shape letters: N blocks, P pixels of a block. Computed in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 96
+FEATURES = 36
+MIN_BLOCKS = 2
+_SCALES = (1, 2)
+_SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
+_RESIZE_MARGIN = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NiqeModel:
+    """The statistics of pristine photos."""
+
+    mean: Tensor
+    """(36,) float64."""
+    covariance: Tensor
+    """(36, 36) float64."""
+    window: Tensor
+    """(7, 7) float64, sum 1: the weights of the local mean and deviation."""
+
+
+def niqe(luma_HW: Tensor, model: NiqeModel) -> float | None:
+    """NIQE of a luma in levels 0 … 255, rounded to whole levels first.
+
+    The picture is cut to whole blocks of 96² from its top left corner. None where fewer than two blocks with any texture
+    remain: their covariance does not exist.
+    """
+    height, width = (side // BLOCK * BLOCK for side in luma_HW.shape)
+    if height * width < MIN_BLOCKS * BLOCK**2:
+        return None
+    luma = luma_HW[:height, :width].double().round()
+    features = torch.cat([_features(_at_scale(luma, scale), model.window, BLOCK // scale) for scale in _SCALES], dim=1)
+    complete = features[~features.isnan().any(1)]
+    if len(complete) < MIN_BLOCKS:
+        return None
+    difference = model.mean - features.nanmean(0)
+    spread = torch.linalg.pinv((model.covariance + complete.T.cov()) / 2)
+    return float((difference @ spread @ difference).sqrt())
+
+
+def _at_scale(luma_HW: Tensor, scale: int) -> Tensor:
+    """The luma shrunk by `scale` as the authors' environment does: antialiased bicubic over mirrored borders."""
+    if scale == 1:
+        return luma_HW
+    margin = _RESIZE_MARGIN * scale
+    shrunk = F.interpolate(_mirrored(luma_HW, margin)[None, None], scale_factor=1 / scale, mode="bicubic", antialias=True)
+    return shrunk[0, 0, _RESIZE_MARGIN:-_RESIZE_MARGIN, _RESIZE_MARGIN:-_RESIZE_MARGIN]
+
+
+def _mirrored(x_HW: Tensor, margin: int) -> Tensor:
+    """Borders that repeat the edge pixel first, which torch's "reflect" leaves out."""
+    x = torch.cat([x_HW[:margin].flip(0), x_HW, x_HW[-margin:].flip(0)])
+    return torch.cat([x[:, :margin].flip(1), x, x[:, -margin:].flip(1)], dim=1)
+
+
+def _features(luma_HW: Tensor, window: Tensor, side: int) -> Tensor:
+    """The 18 parameters of every block, (N, 18)."""
+    blocks = _normalized(luma_HW, window).unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
+    columns = list(_own_shape(blocks.flatten(1)))
+    for shift in _SHIFTS:
+        columns += _product_shape((blocks * blocks.roll(shift, dims=(1, 2))).flatten(1))
+    return torch.stack(columns, dim=1)
+
+
+def _normalized(luma_HW: Tensor, window: Tensor) -> Tensor:
+    """(luma − local mean) / (local deviation + 1), borders repeated."""
+    reach = window.shape[0] // 2
+    maps = torch.stack([luma_HW, luma_HW.square()])[:, None]
+    mean, square = F.conv2d(F.pad(maps, (reach,) * 4, mode="replicate"), window[None, None])[:, 0]
+    deviation = (square - mean.square()).abs().sqrt()
+    return (luma_HW - mean) / (deviation + 1)
+
+
+def _own_shape(x_NP: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and mean scale of the blocks' values."""
+    shape, left, right = _fit(x_NP)
+    return shape, (left + right) / 2
+
+
+def _product_shape(x_NP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shape, mean and both scales of the products of neighbours."""
+    shape, left, right = _fit(x_NP)
+    mean = (right - left) * torch.exp(torch.lgamma(2 / shape) - torch.lgamma(1 / shape))
+    return shape, mean, left, right
+
+
+def _fit(x_NP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Asymmetric generalised Gaussian by moments: shape, left and right scale, each (N,); NaN scales if a side is empty."""
+    left, right = _one_sided_deviation(x_NP, x_NP < 0), _one_sided_deviation(x_NP, x_NP > 0)
+    balance = left / right
+    ratio = x_NP.abs().mean(1).square() / x_NP.square().mean(1)
+    ratio = ratio * (balance**3 + 1) * (balance + 1) / (balance**2 + 1).square()
+    shapes, ratios = _shape_table()
+    distance = (ratios - ratio[:, None]).square()
+    shape = torch.where(ratio.isnan(), shapes[0], shapes[distance.argmin(1)])
+    spread = torch.exp(0.5 * (torch.lgamma(1 / shape) - torch.lgamma(3 / shape)))
+    return shape, left * spread, right * spread
+
+
+def _one_sided_deviation(x_NP: Tensor, side_NP: Tensor) -> Tensor:
+    return ((x_NP.square() * side_NP).sum(1) / side_NP.sum(1)).sqrt()
+
+
+@lru_cache(maxsize=1)
+def _shape_table() -> tuple[Tensor, Tensor]:
+    """Shapes 0.2 … 10 and their ratio Γ(2/α)² / (Γ(1/α) Γ(3/α))."""
+    shapes = torch.arange(200, 10001, dtype=torch.float64) / 1000
+    log_ratio = 2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes)
+    return shapes, log_ratio.exp()

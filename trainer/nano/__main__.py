@@ -1,0 +1,44 @@
+"""`python -m trainer.nano --photos LIST --out DIR`: the embedded small model, from photos to the files that ship."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from .. import command
+from .build import Builder
+from .recipe import NANO_RECIPES, NanoConfig
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Build the small model. Parts that are done are skipped and an interrupted one is resumed."""
+
+    recipe: str
+    """Named configuration."""
+    photos: Path
+    """Photos with their words: a .jsonl list with `file` and `tags`."""
+    out: Path
+    """Folder of the run; the model ends up in its folder `model`."""
+    config: Annotated[NanoConfig, command.SETTINGS]
+    """Settings."""
+    tag_lists: Path | None = None
+    """Folder with RAM's public tag lists: a larger vocabulary for prompts, and Chinese names of tags."""
+    parts: tuple[str, ...] = ()
+    """Build only these: autoencoder, tagger, dape, tags, prior, control, package."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return command.run(lambda: _run(command.parse(Command, NANO_RECIPES, argv, prog="python -m trainer.nano")))
+
+
+def _run(options: Command) -> None:
+    Builder(options.config, options.photos, options.out, options.tag_lists).build(options.parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

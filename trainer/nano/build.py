@@ -1,0 +1,215 @@
+"""Builds the small model part by part; a part whose file is there already is left alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from seesr_core.checkpoints.base import load_base
+from seesr_core.checkpoints.control import ControlParts, read_control, write_control
+from seesr_core.checkpoints.ram import read_dape, write_dape
+from seesr_core.checkpoints.sd import BaseParts, plain_config, read_base, write_base
+from seesr_core.dape import DAPE, Vocabulary
+from seesr_core.files import atomic_write
+from seesr_core.schedule import BETA_END, BETA_START
+
+from ..data import Crops, read_photos
+from ..loop import train
+from ..stage1 import train_dape
+from ..stage2 import build_networks, tag_prompts, train_control
+from .autoencoder import AutoencoderTask, build_autoencoder
+from .autoencoder import identity as autoencoder_identity
+from .prior import PriorTask, build_prior
+from .recipe import NanoConfig
+from .tagger import TaggerTask, fit_thresholds, frequent_words, predict, split, targets
+from .text import train_tokenizer
+
+log = logging.getLogger(__name__)
+
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+BASE, DAPE_FILE, CONTROL = (
+    "checkpoints/seesr-nano.safetensors",
+    "dape/dape-nano.safetensors",
+    "seesr/seesr-nano-control.safetensors",
+)
+
+
+class Builder:
+    """The parts of one small model in one run folder.
+
+    Args:
+        config: a recipe.
+        photos: folder or .jsonl list with the photos' own words.
+        out: run folder; the three files of the model end up in `out/model`.
+        tag_lists: folder with RAM's public tag lists; widens the text encoder's vocabulary and names tags in Chinese.
+    """
+
+    def __init__(self, config: NanoConfig, photos: Path, out: Path, tag_lists: Path | None = None) -> None:
+        self.config, self.out, self.tag_lists = config, out, tag_lists
+        self.source = photos
+        self.photos = read_photos(photos)
+        self.device = config.control.loop.resolve_device()
+
+    @property
+    def parts(self) -> dict[str, tuple[Path, Callable[[], None]]]:
+        """Every part in order: its result and what makes it."""
+        return {
+            "autoencoder": (self.out / "autoencoder.safetensors", self.autoencoder),
+            "tagger": (self.out / "tagger.safetensors", self.tagger),
+            "dape": (self.out / "dape" / "dape.safetensors", self.dape),
+            "tags": (self.out / "tags.jsonl", self.tags),
+            "prior": (self.out / "base.safetensors", self.prior),
+            "control": (self.out / "control" / "seesr-control.safetensors", self.control),
+            "package": (self.out / "model" / CONTROL, self.package),
+        }
+
+    def build(self, only: Sequence[str] = ()) -> None:
+        """Make the parts that are missing, or those of `only`."""
+        for name, (result, make) in self.parts.items():
+            if only and name not in only:
+                continue
+            if result.exists():
+                log.info("%s: there already (%s)", name, result)
+                continue
+            log.info("%s: building", name)
+            make()
+
+    def autoencoder(self) -> None:
+        """Train the autoencoder."""
+        config = self.config.autoencoder
+        crops = Crops(self.photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
+        task = AutoencoderTask(config, crops)
+        weights = train(task, config.loop, self.out / "autoencoder", identity=autoencoder_identity(config, crops))
+        _save(self.parts["autoencoder"][0], weights)
+
+    def tagger(self) -> None:
+        """Train the tagger and fit its thresholds on the photos kept out."""
+        config = self.config.tagger
+        words = frequent_words(self.photos, config.min_count)
+        training, kept = split(self.photos, config.holdout_every)
+        task = TaggerTask(config, training, words)
+        weights = train(task, config.loop, self.out / "tagger", identity={"words": list(words), "photos": len(training)})
+        model = _filled(task.trained, weights)
+        thresholds = fit_thresholds(predict(model, kept).sigmoid(), targets(kept, words))
+        chinese = self._chinese(words)
+        vocabulary = Vocabulary(tags=words, thresholds=thresholds, tags_zh=chinese)
+        source = f"small tagger, {config.loop.steps} steps, photos {self.source.name}"
+        write_dape(self.parts["tagger"][0], model, vocabulary, source=source, dtype=torch.float32)
+
+    def dape(self) -> None:
+        """Stage 1 from that tagger."""
+        teacher, vocabulary = read_dape(self.parts["tagger"][0])
+        train_dape(self.config.dape, teacher, vocabulary, self.photos, self.out / "dape", source="nano, stage 1")
+
+    def tags(self) -> None:
+        """Tag every photo with the plain tagger, as stage 2 wants it."""
+        tagger, vocabulary = read_dape(self.parts["tagger"][0])
+        found = vocabulary.prompt_tags(predict(tagger, self.photos))
+        lines = [
+            json.dumps({"file": str(photo.path.resolve()), "tags": tags.split(", ") if tags else []})
+            for photo, tags in zip(self.photos, found, strict=True)
+        ]
+        with atomic_write(self.parts["tags"][0]) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", "utf-8")
+
+    def prior(self) -> None:
+        """Train U-Net and text encoder; write the base file and the ControlNet that learnt with them."""
+        config = self.config.prior
+        words = [*self._ram_tags(), *(word for photo in self.photos for word in photo.tags)]
+        tokenizer = train_tokenizer(words, vocab_size=self.config.vocab_size)
+        networks = build_prior(config, self._vae(), tokenizer, self._dape())
+        crops, prompts = self._tagged_crops()
+        task = PriorTask(config, networks, crops, prompts)
+        weights = train(task, config.stage2.loop, self.out / "prior", identity=task.identity())
+        task.trained.load_state_dict(weights, strict=False)
+        about = {"recipe": "nano", "base": "seesr-nano", "step": config.stage2.loop.steps}
+        write_control(
+            self.out / "prior-control.safetensors",
+            ControlParts.from_modules(networks.unet, networks.controlnet, **about),
+            dtype=torch.float32,
+        )
+        parts = BaseParts.from_modules(
+            unet=networks.unet,
+            vae=networks.vae,
+            text_encoder=networks.text_encoder,
+            tokenizer=tokenizer,
+            scheduler=SCHEDULER,
+            info=about,
+        )
+        write_base(self.parts["prior"][0], parts, dtype=torch.float32)
+
+    def control(self) -> None:
+        """Stage 2 around the frozen prior, from the ControlNet that learnt with it."""
+        start = read_control(self.out / "prior-control.safetensors")
+        networks = build_networks(load_base(self.parts["prior"][0]), self._dape(), self.config.control, start)
+        about = {"recipe": "nano", "base": "seesr-nano", "defaults": self.config.defaults}
+        train_control(self.config.control, networks, read_photos(self.parts["tags"][0]), self.out / "control", **about)
+
+    def package(self) -> None:
+        """Write the three files in half precision, under their names in the model folder."""
+        folder = self.out / "model"
+        for name in (BASE, DAPE_FILE, CONTROL):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        base = read_base(self.parts["prior"][0])
+        base.vae_config = plain_config(build_autoencoder())
+        base.vae_state = load_file(self.parts["autoencoder"][0])
+        write_base(folder / BASE, base)
+        dape, vocabulary = read_dape(self.parts["dape"][0])
+        write_dape(folder / DAPE_FILE, dape, vocabulary, source="nano, stage 1")
+        control = read_control(self.parts["control"][0])
+        write_control(folder / CONTROL, replace(control, defaults=self.config.defaults))
+
+    def _vae(self) -> nn.Module:
+        return _filled(build_autoencoder(), load_file(self.parts["autoencoder"][0]))
+
+    def _dape(self) -> DAPE:
+        return read_dape(self.parts["dape"][0])[0]
+
+    def _tagged_crops(self) -> tuple[Crops, list[str]]:
+        config = self.config.prior.stage2
+        photos = read_photos(self.parts["tags"][0])
+        crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
+        return crops, tag_prompts(crops.photos)
+
+    def _ram_tags(self) -> list[str]:
+        return _lines(self.tag_lists / "ram_tag_list.txt") if self.tag_lists else []
+
+    def _chinese(self, words: Sequence[str]) -> tuple[str, ...]:
+        """Chinese names from RAM's lists; a word that they lack keeps its English name."""
+        if self.tag_lists is None:
+            return ()
+        chinese = dict(zip(self._ram_tags(), _lines(self.tag_lists / "ram_tag_list_chinese.txt"), strict=True))
+        return tuple(chinese.get(word, word) for word in words)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text("utf-8").splitlines()]
+
+
+def _filled(module: Any, weights: Any) -> Any:
+    module.load_state_dict(weights, strict=False)
+    return module.eval()
+
+
+def _save(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    with atomic_write(path) as temporary:
+        save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, temporary)

@@ -1,0 +1,114 @@
+"""The small model's prior: a U-Net and a text encoder trained from nothing.
+
+A prior worth steering takes far more images than a few processor hours can show it. So the U-Net learns together with a
+ControlNet and RCA: most steps are stage 2's with every weight trained, and the rest show the U-Net text alone, which keeps it
+a text-to-image prior of its own. Stage 2 proper then freezes it and goes on from that ControlNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seesr_core.checkpoints.base import Base
+from seesr_core.dape.model import DAPE
+
+from ..data import seeded
+from ..losses import noise_loss
+from ..stage2 import Networks, Stage2Config, Stage2Task, build_networks
+from .text import build_text_encoder
+
+
+@dataclass(kw_only=True, slots=True)
+class PriorSizes:
+    """Sizes of the small U-Net and text encoder."""
+
+    channels: tuple[int, ...] = (96, 128, 128)
+    """Channels per level; heads are 64 wide as in SD-2."""
+    attention: tuple[bool, ...] = (False, True, True)
+    """Which levels have text transformers (and so RCA); at full resolution they cost most and matter least."""
+    layers: int = 1
+    """Residual blocks per level."""
+    text_width: int = 192
+    """Width of the text states."""
+    text_layers: int = 2
+    """Layers of the text encoder that are read."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PriorConfig:
+    """How the prior is trained."""
+
+    stage2: Stage2Config
+    """The joint steps' settings."""
+    sizes: PriorSizes = field(default_factory=PriorSizes)
+    """Sizes."""
+    alone: float = 0.15
+    """Share of the steps that show the U-Net text alone."""
+
+
+def unet_config(sizes: PriorSizes) -> dict[str, Any]:
+    """diffusers config of the small U-Net."""
+    down = ["CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in sizes.attention]
+    up = ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(sizes.attention)]
+    return {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": list(sizes.channels),
+        "down_block_types": down,
+        "up_block_types": up,
+        "layers_per_block": sizes.layers,
+        "attention_head_dim": [channels // 64 for channels in sizes.channels],
+        "cross_attention_dim": sizes.text_width,
+        "use_linear_projection": True,
+    }
+
+
+def build_prior(config: PriorConfig, vae: nn.Module, tokenizer_files: Any, dape: DAPE) -> Networks:
+    """Fresh networks, all of U-Net, ControlNet, RCA and text encoder trained."""
+    seed = config.stage2.loop.seed
+    text_encoder, tokenizer = build_text_encoder(
+        tokenizer_files, width=config.sizes.text_width, layers=config.sizes.text_layers, seed=seed
+    )
+    base = Base(
+        unet_config=unet_config(config.sizes),
+        unet_state={},
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        scheduler={},
+    )
+    networks = build_networks(base, dape, config.stage2)
+    networks.unet.requires_grad_(True)
+    networks.text_encoder.requires_grad_(True)
+    return networks
+
+
+class PriorTask(Stage2Task):
+    """Stage 2's task with the U-Net and the text encoder trained as well."""
+
+    def __init__(self, config: PriorConfig, networks: Networks, *data: Any) -> None:
+        super().__init__(config.stage2, networks, *data)
+        self.alone = config.alone
+        self.trained = nn.ModuleDict(
+            {"unet": networks.unet, "controlnet": networks.controlnet, "text_encoder": networks.text_encoder}
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same when the part is resumed."""
+        return {**super().identity(), "alone": self.alone}
+
+    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        """Eq. 2, or the plain denoising loss on text alone."""
+        batch = self.batch(step)
+        text = self.encode_text(batch.prompts)
+        if float(torch.rand((), generator=seeded(self.config.loop.seed, 9, step))) < self.alone:
+            (pred,) = self.networks.unet(self.noisy(batch), batch.timesteps, text, return_dict=False)
+            return noise_loss(pred, batch.noise), {}
+        pred = self.predict(self.noisy(batch), batch, text)
+        return noise_loss(pred, batch.noise), {"loss_joint": float(noise_loss(pred.detach(), batch.noise))}

@@ -1,0 +1,135 @@
+"""Recipes of the small model: every part's settings in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..degradation import DegradationConfig, SharpenConfig
+from ..loop import LoopConfig
+from ..recipes import Stage1Config, Stage2Config, stage2_nano
+from .autoencoder import AutoencoderConfig
+from .prior import PriorConfig, PriorSizes
+from .tagger import TaggerConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class NanoConfig:
+    """Settings of all parts, in the order in which they are built."""
+
+    autoencoder: AutoencoderConfig
+    """Autoencoder in TAESD's layout."""
+    tagger: TaggerConfig
+    """RAM's architecture in small, on the photos' words."""
+    dape: Stage1Config
+    """Stage 1 from that tagger."""
+    prior: PriorConfig
+    """U-Net and text encoder, with a first ControlNet."""
+    control: Stage2Config
+    """Stage 2 around the frozen prior."""
+    vocab_size: int = 2048
+    """Tokens of the text encoder's vocabulary."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Sampling defaults that travel in the control file."""
+
+
+NANO_DEFAULTS = {"steps": 10, "start_timestep": 400, "cfg": 2.0, "color_fix": "wavelet"}
+
+
+def nano() -> NanoConfig:
+    """The embedded small model, on two CPU cores with bf16.
+
+    Reproduces: the files in `seesr_core/nano`, whose card has the steps, hours and figures.
+    Expected: visibly sharper than bicubic on real photos; figures in the card.
+    Hardware: two CPU cores with AMX, 8 GB; about three hours when nothing else runs.
+    Command: python -m trainer.nano --photos photos/train.jsonl --out runs/nano
+    """
+    fast: dict[str, Any] = {"warmup": 50, "decay": "cosine", "precision": "bf16"}
+    joint = LoopConfig(steps=3000, batch_size=32, learning_rate=4e-4, ema=0.998, save_every=100, sample_every=500, **fast)
+    control = stage2_nano()
+    return NanoConfig(
+        autoencoder=AutoencoderConfig(
+            loop=LoopConfig(
+                steps=6000,
+                batch_size=12,
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                ema=0.998,
+                log_every=50,
+                save_every=200,
+                sample_every=400,
+                **fast,
+            )
+        ),
+        tagger=TaggerConfig(
+            loop=LoopConfig(
+                steps=1200,
+                batch_size=32,
+                learning_rate=8e-4,
+                weight_decay=0.05,
+                ema=0.997,
+                log_every=20,
+                save_every=50,
+                sample_every=0,
+                **fast,
+            )
+        ),
+        dape=Stage1Config(
+            loop=LoopConfig(
+                steps=600,
+                batch_size=16,
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                save_every=100,
+                sample_every=300,
+                **fast,
+            ),
+            crop=128,
+            min_scale=0.0,
+            degradation=DegradationConfig(sharpen=SharpenConfig(fast=True), quantize=True),
+            degradation_group=4,
+            antialias=True,
+        ),
+        prior=PriorConfig(stage2=_like(control, joint)),
+        control=control,
+        defaults=dict(NANO_DEFAULTS),
+    )
+
+
+def _like(config: Stage2Config, loop: LoopConfig) -> Stage2Config:
+    from dataclasses import replace
+
+    return replace(config, loop=loop)
+
+
+def debug() -> NanoConfig:
+    """Two or three steps of every part with the smallest nets: the whole path in a minute or two on a CPU.
+
+    Reproduces: nothing; the result draws noise.
+    Expected: the three files, and that they load.
+    Hardware: any CPU.
+    Command: python -m trainer.nano --recipe debug --photos photos --out runs/debug
+    """
+    loop: dict[str, Any] = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "device": "cpu", "log_every": 1, "save_every": 1}
+    degradation = DegradationConfig(sharpen=SharpenConfig(radius=7, fast=True), quantize=True)
+    stage2 = Stage2Config(
+        loop=LoopConfig(**loop),
+        crop=64,
+        min_scale=0.5,
+        degradation=degradation,
+        degradation_group=2,
+        hint_channels=(4, 8, 8, 8),
+    )
+    return NanoConfig(
+        autoencoder=AutoencoderConfig(loop=LoopConfig(**loop), crop=64),
+        tagger=TaggerConfig(loop=LoopConfig(**loop), image_size=64, min_count=1, holdout_every=2),
+        dape=Stage1Config(loop=LoopConfig(**loop), crop=64, min_scale=0.0, degradation=degradation, samples=1),
+        prior=PriorConfig(stage2=stage2, sizes=PriorSizes(channels=(64, 64), attention=(False, True), text_width=64)),
+        control=stage2,
+        vocab_size=600,
+        defaults={**NANO_DEFAULTS, "steps": 2},
+    )
+
+
+NANO_RECIPES: Mapping[str, Callable[[], NanoConfig]] = {"nano": nano, "debug": debug}

@@ -1,0 +1,157 @@
+"""The small model's tagger: RAM's architecture in small, trained from nothing on the photos' own words.
+
+A missing word means unknown rather than absent, so the loss is asymmetric as RAM's own training was: easy negatives count
+little, and every positive fully. A share of the photos is kept out, to fit the thresholds and to measure on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seesr_core.dape.encoder import SwinConfig
+from seesr_core.dape.head import HeadConfig
+from seesr_core.dape.model import DAPE, DAPEConfig
+from seesr_core.dape.preprocess import normalize, prepare
+
+from ..data import Photo, load_rgb, seeded
+from ..loop import LoopConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class TaggerConfig:
+    """How the tagger is trained."""
+
+    loop: LoopConfig
+    """Optimisation."""
+    image_size: int = 128
+    """Side that images are resized to."""
+    min_count: int = 12
+    """Words on fewer photos than this are left out of the vocabulary."""
+    holdout_every: int = 6
+    """Every n-th photo with words is never trained on."""
+    min_crop: float = 0.4
+    """Smallest area of a random crop, as a share of the photo."""
+    focus: float = 2.0
+    """Exponent by which easy negatives are weighted down."""
+
+
+def tagger_config(num_tags: int, image_size: int = 128) -> DAPEConfig:
+    """Sizes of the small tagger: about 4 M parameters, 17 tokens of width 256."""
+    return DAPEConfig(
+        swin=SwinConfig(
+            image_size=image_size, embed_dim=48, depths=(1, 1, 2, 1), num_heads=(2, 4, 6, 12), window=4, drop_path=0.1
+        ),
+        head=HeadConfig(hidden=256, heads=4, layers=2, intermediate=512, encoder_width=256),
+        num_tags=num_tags,
+        label_width=128,
+    )
+
+
+def frequent_words(photos: Sequence[Photo], min_count: int) -> tuple[str, ...]:
+    """The words on at least `min_count` photos, sorted."""
+    counts = Counter(word for photo in photos for word in photo.tags)
+    return tuple(sorted(word for word, count in counts.items() if count >= min_count))
+
+
+def split(photos: Sequence[Photo], holdout_every: int) -> tuple[list[Photo], list[Photo]]:
+    """Photos with words, divided into those trained on and those kept out."""
+    tagged = [photo for photo in photos if photo.tags]
+    kept = tagged[holdout_every - 1 :: holdout_every]
+    return [photo for photo in tagged if photo not in set(kept)], kept
+
+
+def targets(photos: Sequence[Photo], words: Sequence[str]) -> Tensor:
+    """1 where a photo carries a word: float (photos, words)."""
+    return torch.tensor([[float(word in photo.tags) for word in words] for photo in photos])
+
+
+class TaggerTask:
+    """Multi-label classification of augmented photos."""
+
+    def __init__(self, config: TaggerConfig, photos: Sequence[Photo], words: Sequence[str]) -> None:
+        self.config, self.device = config, config.loop.resolve_device()
+        self.targets = targets(photos, words)
+        self.images = [load_rgb(photo.path) for photo in photos]
+        self.trained = DAPE(tagger_config(len(words), config.image_size))
+        self.trained.initialize(seeded(config.loop.seed, 5))
+        self.trained.to(self.device).train()
+
+    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        """Asymmetric loss of one augmented batch."""
+        count = self.config.loop.batch_size
+        numbers = range(step * count, (step + 1) * count)
+        indices = [self._index(number) for number in numbers]
+        crops = [self._crop(i, seeded(self.config.loop.seed, 2, n)) for i, n in zip(indices, numbers, strict=True)]
+        logits = self.trained(torch.stack(crops).to(self.device)).logits_BN.float()
+        return asymmetric_loss(logits, self.targets[indices].to(self.device), self.config.focus), {}
+
+    def _index(self, number: int) -> int:
+        epoch, position = divmod(number, len(self.images))
+        return int(torch.randperm(len(self.images), generator=seeded(self.config.loop.seed, 1, epoch))[position])
+
+    def _crop(self, index: int, generator: torch.Generator) -> Tensor:
+        """Random resized crop, flip and brightness/contrast/colour jitter; normalised (3, size, size)."""
+        u = torch.rand(8, generator=generator).tolist()
+        image = self.images[index]
+        area, aspect = self.config.min_crop + (1 - self.config.min_crop) * u[0], 2 ** (u[1] - 0.5)
+        height, width = image.shape[1:]
+        h, w = (min(side, round(side * area**0.5 * f)) for side, f in ((height, aspect), (width, 1 / aspect)))
+        top, left = int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1))
+        patch = image[None, :, top : top + h, left : left + w].float().div(255)
+        patch = F.interpolate(patch, (self.config.image_size,) * 2, mode="bilinear", antialias=True)
+        patch = patch.flip(3) if u[4] < 0.5 else patch
+        return normalize(_jitter(patch, *u[5:]))[0]
+
+    def sample(self, folder: Path, step: int) -> None:
+        """A tagger draws no pictures; its figures are in the log and in the report."""
+
+
+def _jitter(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    """Each of the three factors in [0, 1] stands for 0.8 … 1.2."""
+    image = image * (0.8 + 0.4 * brightness)
+    mean = image.mean((2, 3), keepdim=True).mean(1, keepdim=True)
+    image = mean + (image - mean) * (0.8 + 0.4 * contrast)
+    grey = image.mean(1, keepdim=True)
+    return (grey + (image - grey) * (0.8 + 0.4 * saturation)).clamp(0, 1)
+
+
+def asymmetric_loss(logits: Tensor, target: Tensor, focus: float, margin: float = 0.05) -> Tensor:
+    """−y·log p − (1 − y)·p_m^focus·log(1 − p_m) with p_m = max(p − margin, 0); sum over words, mean over images."""
+    positive = target * F.logsigmoid(logits)
+    p = (logits.sigmoid() - margin).clamp_min(0)
+    negative = (1 - target) * p.pow(focus) * (1 - p).clamp_min(1e-8).log()
+    return -(positive + negative).sum(1).mean()
+
+
+@torch.no_grad()
+def predict(model: DAPE, photos: Sequence[Photo], *, batch: int = 32) -> Tensor:
+    """Logits (photos, words) of the plain photos."""
+    device = next(model.parameters()).device
+    size = model.config.swin.image_size
+    images = [prepare(load_rgb(photo.path)[None].float().div(255), size) for photo in photos]
+    return torch.cat(
+        [
+            model(torch.cat(images[i : i + batch]).to(device)).logits_BN.float().cpu()
+            for i in range(0, len(images), batch)
+        ]
+    )
+
+
+def fit_thresholds(scores: Tensor, target: Tensor, *, default: float = 0.5, floor: float = 0.2) -> Tensor:
+    """Per word, the threshold with the best F1 on kept-out photos (scores and targets (photos, words)); (words,).
+
+    Words with fewer than three examples keep `default`.
+    """
+    grid = torch.arange(floor, 0.95, 0.02)
+    chosen = scores[:, :, None] > grid
+    hits = (chosen & (target[:, :, None] > 0)).sum(0).float()
+    f1 = 2 * hits / (chosen.sum(0) + target.sum(0)[:, None]).clamp_min(1)
+    best = grid[f1.argmax(1)]
+    return torch.where(target.sum(0) >= 3, best, torch.full_like(best, default))

@@ -1,0 +1,279 @@
+"""Stage 1: a tagger learns to see through degradation (paper §3.2, equation 1).
+
+    python -m trainer.stage1 --recipe NAME --teacher FILE --data PATH --out DIR [--loop.steps N …]
+
+The teacher looks at the HR photo, the student (the same weights with a low-rank adapter) at its degraded version, enlarged
+to the same size; both prompts of the student are pulled to the teacher's. Out come the adapter and the merged DAPE.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from seesr_core.checkpoints.detect import Kind, detect
+from seesr_core.checkpoints.ram import read_dape, read_ram, write_adapter, write_dape
+from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
+from seesr_core.dape.lora import fuse_qkv, lora_target_modules, unfuse_qkv
+from seesr_core.errors import DataError, SettingsError
+from seesr_core.files import atomic_write
+
+from . import command
+from .data import Crops, Photo, digest, read_photos, same_photos, seeded
+from .loop import flat, train
+from .losses import PromptLoss, prompt_loss
+from .pairs import make_pairs
+from .recipes import STAGE1_RECIPES, Stage1Config
+from .samples import save_grid
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+log = logging.getLogger(__name__)
+
+SHOWN_TAGS = 10
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Train DAPE. The same command again resumes; single settings of the recipe are overridden by the flags below."""
+
+    recipe: str
+    """Named configuration."""
+    teacher: Path
+    """The tagger: `dape*.safetensors`, or the published `ram_swin_large_14m.pth` together with --tag-lists."""
+    data: Path
+    """HR photos: a folder, or a .jsonl list."""
+    out: Path
+    """Folder of the run."""
+    config: Annotated[Stage1Config, command.SETTINGS]
+    """Settings."""
+    tag_lists: Path | None = None
+    """Folder with `ram_tag_list.txt`, `ram_tag_list_threshold.txt` and maybe `ram_tag_list_chinese.txt`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return command.run(lambda: run(command.parse(Command, STAGE1_RECIPES, argv, prog="python -m trainer.stage1")))
+
+
+def run(options: Command) -> Path:
+    """Read what the command names and train; returns the merged file."""
+    teacher, vocabulary = read_teacher(options.teacher, options.tag_lists)
+    photos = read_photos(options.data)
+    source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {options.data.name}"
+    return train_dape(options.config, teacher, vocabulary, photos, options.out, source=source)
+
+
+def read_teacher(path: Path, tag_lists: Path | None = None) -> tuple[DAPE, Vocabulary]:
+    """A tagger with the names of its tags; the published file has none, so they come from `tag_lists`.
+
+    Raises:
+        WeightsError: no tagger.
+        SettingsError: the published file without its tag lists, or with lists of another length.
+    """
+    if detect(path).kind is not Kind.RAM:
+        return read_dape(path)
+    if tag_lists is None:
+        raise SettingsError(
+            f"{path} holds no tag names: give the folder of ram_tag_list.txt and ram_tag_list_threshold.txt "
+            "(data/ of the recognize-anything repository) by --tag-lists, or convert the file first."
+        )
+    chinese = tag_lists / "ram_tag_list_chinese.txt"
+    vocabulary = Vocabulary.from_text_files(
+        tag_lists / "ram_tag_list.txt",
+        tag_lists / "ram_tag_list_threshold.txt",
+        chinese if chinese.is_file() else None,
+    )
+    teacher = read_ram(path)
+    if len(vocabulary) != teacher.config.num_tags:
+        raise SettingsError(f"{path} knows {teacher.config.num_tags} tags, but {tag_lists} names {len(vocabulary)}.")
+    return teacher, vocabulary
+
+
+def train_dape(
+    config: Stage1Config,
+    teacher: DAPE,
+    vocabulary: Vocabulary,
+    photos: Sequence[Photo],
+    out: Path,
+    *,
+    source: str = "stage 1",
+) -> Path:
+    """Run or resume stage 1.
+
+    Args:
+        config: a recipe.
+        teacher: the tagger; frozen in place and moved to the device.
+        vocabulary: its tags.
+        photos: HR photos.
+        out: folder of the run; `dape.safetensors` and `dape-lora.safetensors` are written there at the end.
+        source: where the result comes from, for its metadata.
+
+    Returns:
+        The path of `dape.safetensors`.
+
+    Raises:
+        DataError: too few photos, or `out` holds another run.
+    """
+    task = Stage1Task(config, teacher, vocabulary, photos)
+    tensors = train(task, config.loop, out, identity=task.identity())
+    return export(task.trained, tensors, config, vocabulary, out, source=f"{source}, {config.loop.steps} steps")
+
+
+class Stage1Task:
+    """Equation 1 on degraded crops; `trained` is the student as a peft model whose adapter alone is trained."""
+
+    def __init__(self, config: Stage1Config, teacher: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo]) -> None:
+        self.config, self.vocabulary = config, vocabulary
+        self.device = config.loop.resolve_device()
+        self.size = teacher.config.swin.image_size
+        training, shown = hold_out(photos, config.samples)
+        seed = config.loop.seed
+        self.crops = Crops(training, size=config.crop, min_scale=config.min_scale, seed=seed)
+        self.shown = Crops(shown, size=config.crop, min_scale=config.min_scale, seed=seed)
+        self.teacher = teacher.requires_grad_(False).eval().to(self.device)
+        self.trained = add_lora(copy.deepcopy(self.teacher), config, seeded(seed, 5)).to(self.device).train()
+
+    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        """Equation 1 of one batch, its parts as figures."""
+        hr, _ = self.crops.batch(step, self.config.loop.batch_size)
+        lr, hr = self._pair(hr, step)
+        with torch.no_grad():
+            target = self.teacher(self._prepare(hr))
+        loss = self._compare(self.trained(self._prepare(lr)), target)
+        return loss.total, {"tokens": loss.tokens.item(), "logits": loss.logits.item()}
+
+    def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Degraded crops enlarged to the size of the clean ones, and the clean ones."""
+        numbers = (self.config.loop.seed, 3, step)
+        group = self.config.degradation_group
+        pair = make_pairs(hr_B3HW, self.config.degradation, numbers=numbers, group=group, device=self.device)
+        return pair.lr_upsampled, pair.hr_usm
+
+    def _prepare(self, image_B3HW: Tensor) -> Tensor:
+        return prepare(image_B3HW, self.size, antialias=self.config.antialias)
+
+    def _compare(self, output: DAPEOutput, target: DAPEOutput) -> PromptLoss:
+        return prompt_loss(*output, *target, weight=self.config.logits_weight)
+
+    @torch.no_grad()
+    def sample(self, folder: Path, step: int) -> None:
+        """Write the photos kept out: HR above degraded as a picture, and what each tagger sees in them as JSON."""
+        crops = [self.shown.crop(i, seeded(self.config.loop.seed, 6, i)) for i in range(len(self.shown))]
+        lr, hr = self._pair(torch.stack(crops), -1)
+        self.trained.eval()
+        seen = {
+            "teacher_on_hr": self.teacher(self._prepare(hr)),
+            "plain_on_lr": self.teacher(self._prepare(lr)),
+            "dape_on_lr": self.trained(self._prepare(lr)),
+        }
+        self.trained.train()
+        save_grid(folder / f"{step:07d}.png", [hr, lr])
+        with atomic_write(folder / f"{step:07d}.json") as temporary:
+            temporary.write_text(json.dumps(self._report(seen), indent=1, ensure_ascii=False), "utf-8")
+
+    def _report(self, seen: Mapping[str, DAPEOutput]) -> dict[str, Any]:
+        """Equation 1 without and with the adapter, and the strongest tags of each photo."""
+        tags = {name: self.vocabulary.select(output.logits_BN, max_tags=SHOWN_TAGS) for name, output in seen.items()}
+        photos = [
+            {"photo": photo.path.name, **{name: [tag.name for tag in found[i]] for name, found in tags.items()}}
+            for i, photo in enumerate(self.shown.photos)
+        ]
+        target = seen["teacher_on_hr"]
+        plain, dape = (self._compare(seen[name], target).total.item() for name in ("plain_on_lr", "dape_on_lr"))
+        return {"loss_plain": plain, "loss_dape": dape, "photos": photos}
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed, beside the settings of the loop."""
+        settings = asdict(self.config)
+        kept = {name: settings[name] for name in settings.keys() - {"loop", "export"}}
+        return {
+            "stage": 1,
+            **flat(kept),
+            "photos": same_photos(self.crops.photos),
+            "teacher": fingerprint(self.teacher),
+        }
+
+
+def hold_out(photos: Sequence[Photo], count: int) -> tuple[list[Photo], list[Photo]]:
+    """The photos to train on, and `count` others taken evenly from all over the list.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    if len(photos) <= count:
+        raise DataError(f"{len(photos)} photos are too few: {count} are kept out to be shown. Add photos or lower samples.")
+    shown = {index * len(photos) // count for index in range(count)}
+    return [p for i, p in enumerate(photos) if i not in shown], [p for i, p in enumerate(photos) if i in shown]
+
+
+def add_lora(dape: DAPE, config: Stage1Config, generator: torch.Generator) -> PeftModel:
+    """Make a frozen tagger trainable through an adapter on the published layers; its outputs are unchanged at first.
+
+    Args:
+        dape: changed in place: its projections are split and its layers wrapped.
+        config: rank and alpha.
+        generator: of the start values: A as LoRA's authors draw it, B zero.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    unfuse_qkv(dape)
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=lora_target_modules(dape))
+    # peft draws start values from the global generator: they are drawn again below, and its state is put back.
+    with torch.random.fork_rng():
+        student = get_peft_model(dape, lora)
+    for name, parameter in student.named_parameters():
+        if ".lora_A." in name:
+            start = torch.empty(parameter.shape)
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+            parameter.data.copy_(start)
+    return student
+
+
+def export(
+    student: PeftModel,
+    tensors: Mapping[str, Tensor],
+    config: Stage1Config,
+    vocabulary: Vocabulary,
+    out: Path,
+    *,
+    source: str,
+) -> Path:
+    """Write the adapter and the merged tagger; consumes the student. Returns the path of the merged file."""
+    from peft import get_peft_model_state_dict
+
+    student.load_state_dict(dict(tensors), strict=False)
+    student.cpu().eval()
+    adapter = get_peft_model_state_dict(student, save_embedding_layers=False)
+    write_adapter(out / "dape-lora.safetensors", adapter, _plain(student.peft_config["default"].to_dict()), source=source)
+    merged = fuse_qkv(student.merge_and_unload())
+    dtype = {"fp16": torch.float16, "fp32": torch.float32}[config.export]
+    write_dape(out / "dape.safetensors", merged, vocabulary, source=source, dtype=dtype)
+    log.info("wrote %s and dape-lora.safetensors beside it", out / "dape.safetensors")
+    return out / "dape.safetensors"
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """peft's configuration as JSON types: it holds sets."""
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short text that tells models apart, from the first numbers of every tensor."""
+    state = model.state_dict()
+    return digest(state[key].flatten()[:16].float().cpu().numpy().tobytes() for key in sorted(state))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""Stage 2: ControlNet, its image encoder and RCA are trained around a frozen base model (paper §3.3, eq. 2).
+
+Every input as published: z₀ from the sharpened HR crop; the condition is the bicubic-upsampled LR in [0, 1]; tags are those
+that the plain tagger gave for the HR photo, dropped with probability ½; the soft prompt is DAPE's on the upsampled LR; RCA is
+initialised once in the U-Net and copied into the ControlNet.
+
+    python -m trainer.stage2 --recipe paper --data photos.jsonl --base sd-2-base --dape dape.safetensors --out runs/stage2
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from seesr_core.checkpoints.base import Base, load_base
+from seesr_core.checkpoints.control import ControlParts, read_control, write_control
+from seesr_core.checkpoints.ram import read_dape
+from seesr_core.control import controlnet_from_unet
+from seesr_core.dape import DAPE, prepare
+from seesr_core.errors import DataError
+from seesr_core.prior import build_unet
+from seesr_core.rca import rca_parameters
+from seesr_core.schedule import alphas_cumprod
+
+from . import command
+from .data import Crops, Photo, digest, read_photos, seeded
+from .loop import flat, train
+from .losses import noise_loss
+from .pairs import make_pairs
+from .recipes import STAGE2_RECIPES, Stage2Config
+from .samples import save_grid
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True)
+class Networks:
+    """The networks of stage 2."""
+
+    unet: Any
+    """Frozen U-Net with trained RCA."""
+    controlnet: Any
+    """Trained."""
+    vae: Any
+    """Frozen."""
+    text_encoder: Any
+    """Frozen."""
+    tokenizer: Any
+    """Of the text encoder."""
+    dape: DAPE
+    """Frozen, adapters merged."""
+
+    def to(self, device: torch.device) -> Networks:
+        """Move all of them."""
+        for module in (self.unet, self.controlnet, self.vae, self.text_encoder, self.dape):
+            module.to(device)
+        return self
+
+
+def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: ControlParts | None = None) -> Networks:
+    """RCA fresh in the U-Net (or from `resume`), the ControlNet a copy of the encoder; only they require gradients.
+
+    RCA's start depends on `config.loop.seed` alone.
+    """
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(seeded(config.loop.seed, 6).initial_seed())
+        unet = build_unet(base.unet_config, context_dim=dape.config.token_width)
+        unet.load_state_dict({key: value.float() for key, value in base.unet_state.items()}, strict=False)
+        controlnet = controlnet_from_unet(unet, hint_channels=config.hint_channels)
+    if resume is not None:
+        unet.load_state_dict(_float(resume.rca_state), strict=False)
+        controlnet.load_state_dict(_float(resume.controlnet_state))
+    networks = Networks(
+        unet=unet.requires_grad_(False),
+        controlnet=controlnet,
+        vae=base.vae.requires_grad_(False),
+        text_encoder=base.text_encoder.requires_grad_(False),
+        tokenizer=base.tokenizer,
+        dape=dape.requires_grad_(False).eval(),
+    )
+    for parameter in rca_parameters(unet).values():
+        parameter.requires_grad_(True)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        controlnet.enable_gradient_checkpointing()
+    return networks
+
+
+def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.float() for key, value in state.items()}
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What the frozen networks and the degradation make of a batch of photos, in compact types."""
+
+    photos: list[int]
+    """Which photo each crop is from."""
+    target: Tensor
+    """Sharpened HR (B, 3, H, W), uint8."""
+    condition: Tensor
+    """Upsampled LR (B, 3, H, W), uint8, as the published pairs are stored."""
+    latents: Tensor
+    """z₀ of the target, scaled (B, 4, H/8, W/8)."""
+    soft_prompt: Tensor
+    """DAPE's tokens (B, L, D)."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """The inputs of one training step, on the training device."""
+
+    target: Tensor
+    """Sharpened HR (B, 3, H, W) in [0, 1]."""
+    condition: Tensor
+    """Upsampled LR (B, 3, H, W) in [0, 1]."""
+    latents: Tensor
+    """z₀ of the target, scaled (B, 4, H/8, W/8)."""
+    noise: Tensor
+    """ε."""
+    timesteps: Tensor
+    """(B,) integers in [0, 1000)."""
+    soft_prompt: Tensor
+    """DAPE's tokens (B, L, D)."""
+    prompts: list[str]
+    """Tags, or the empty prompt."""
+
+
+class Stage2Task:
+    """Noise prediction on degraded crops."""
+
+    def __init__(self, config: Stage2Config, networks: Networks, crops: Crops, tags: Sequence[str]) -> None:
+        self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
+        self.device = config.loop.resolve_device()
+        self.networks.to(self.device)
+        self.acp = alphas_cumprod().to(self.device)
+        self.pool: dict[int, Prepared] = {}
+        self.trained: nn.Module = nn.ModuleDict({"controlnet": networks.controlnet, "unet": networks.unet})
+
+    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        """Eq. 2 of one batch."""
+        batch = self.batch(step)
+        with torch.no_grad():
+            text = self.encode_text(batch.prompts)
+        pred = self.predict(self.noisy(batch), batch, text)
+        per_image = (pred.float() - batch.noise).square().mean((1, 2, 3)).detach()
+        return noise_loss(pred, batch.noise), _by_band(per_image, batch.timesteps)
+
+    @torch.no_grad()
+    def batch(self, step: int) -> Batch:
+        """All inputs of a step; every random draw derives from (seed, step)."""
+        config, generator = self.config, seeded(self.config.loop.seed, 10, step)
+        prepared = self.prepared(step)
+        count = len(prepared.photos)
+        u = torch.rand(count, generator=generator)
+        drop = torch.rand(count, generator=generator) < config.null_text
+        latents = prepared.latents.to(self.device)
+        return Batch(
+            target=prepared.target.to(self.device).float().div(255),
+            condition=prepared.condition.to(self.device).float().div(255),
+            latents=latents,
+            noise=torch.randn(latents.shape, generator=generator).to(self.device),
+            timesteps=(1000 * u.pow(config.timestep_power)).long().clamp(max=999).to(self.device),
+            soft_prompt=prepared.soft_prompt.to(self.device),
+            prompts=["" if d else self.tags[i] for d, i in zip(drop.tolist(), prepared.photos, strict=True)],
+        )
+
+    def prepared(self, step: int) -> Prepared:
+        """The degraded crops of a step and what the frozen networks say of them, from the pool if there is one."""
+        if not self.config.pool:
+            return self._prepare(step)
+        number = step % self.config.pool
+        if number not in self.pool:
+            self.pool[number] = self._prepare(number)
+        return self.pool[number]
+
+    def _prepare(self, number: int) -> Prepared:
+        config, numbers = self.config, (self.config.loop.seed, 7, number)
+        crops, photos = self.crops.batch(number, config.loop.batch_size)
+        group, device = config.degradation_group, self.device
+        pair = make_pairs(crops, config.degradation, numbers=numbers, group=group, device=device)
+        return Prepared(
+            photos=photos,
+            target=_to_u8(pair.hr_usm),
+            condition=_to_u8(pair.lr_upsampled),
+            latents=self.encode_image(pair.hr_usm, seeded(config.loop.seed, 8, number)).cpu(),
+            soft_prompt=self.soft_prompt(pair.lr_upsampled).cpu(),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same when the stage is resumed."""
+        settings = asdict(self.config)
+        del settings["loop"]
+        names = digest(photo.path.name.encode() for photo in self.crops.photos)
+        return {**flat(settings), "photos": f"{len(self.crops)} ({names})"}
+
+    def encode_image(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """The scaled latent of an image in [0, 1]: a sample of the posterior, or a deterministic autoencoder's code."""
+        encoded = self.networks.vae.encode(image * 2 - 1)
+        code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample(generator)
+        return (code * self.networks.vae.config.scaling_factor).float()
+
+    def soft_prompt(self, condition: Tensor) -> Tensor:
+        """DAPE's tokens of the upsampled LR, resized as the published training does."""
+        size = self.networks.dape.config.swin.image_size
+        return self.networks.dape.encode_image(prepare(condition, size, antialias=False, mode="bicubic")).float()
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Last hidden state (B, 77, D)."""
+        tokens = self.networks.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        )
+        return self.networks.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+
+    def noisy(self, batch: Batch) -> Tensor:
+        """z_t = √ᾱ_t·z₀ + √(1 − ᾱ_t)·ε."""
+        acp = self.acp[batch.timesteps].view(-1, 1, 1, 1).float()
+        return acp.sqrt() * batch.latents + (1 - acp).sqrt() * batch.noise
+
+    def predict(self, x: Tensor, batch: Batch, text: Tensor) -> Tensor:
+        """ε̂ with ControlNet and RCA."""
+        extra = {"soft_prompt": batch.soft_prompt}
+        down, mid = self.networks.controlnet(
+            x, batch.timesteps, text, batch.condition, cross_attention_kwargs=extra, return_dict=False
+        )
+        (eps,) = self.networks.unet(
+            x,
+            batch.timesteps,
+            text,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            cross_attention_kwargs=extra,
+            return_dict=False,
+        )
+        return eps
+
+    def sample(self, folder: Path, step: int) -> None:
+        """LR, one-step estimates of z₀ from t = 250 and 500, HR: what the network has learnt so far, in seconds."""
+        batch = self.batch(0)
+        text = self.encode_text(batch.prompts)
+        rows = [batch.condition]
+        for t in (250, 500):
+            batch.timesteps = torch.full_like(batch.timesteps, t)
+            x, acp = self.noisy(batch), self.acp[t].float()
+            z = (x - (1 - acp).sqrt() * self.predict(x, batch, text).float()) / acp.sqrt()
+            rows.append(self.decode(z))
+        save_grid(folder / f"{step:06d}.png", [row[:8] for row in (*rows, batch.target)])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> image in [0, 1]."""
+        vae = self.networks.vae
+        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float().add(1).div(2).clamp(0, 1)
+
+
+def _to_u8(image: Tensor) -> Tensor:
+    return image.mul(255).round().to(torch.uint8).cpu()
+
+
+def _by_band(per_image: Tensor, timesteps: Tensor) -> dict[str, float]:
+    """Mean loss of the images with t < 500; the loss over all t says little, since it depends on t so much."""
+    low = per_image[timesteps < 500]
+    return {"loss_low_t": float(low.mean())} if len(low) else {}
+
+
+def tag_prompts(photos: Sequence[Photo]) -> list[str]:
+    """The photos' tags in the published form "a, b, c," (with the trailing comma).
+
+    Raises:
+        DataError: no photo has tags.
+    """
+    if not any(photo.tags for photo in photos):
+        raise DataError(
+            "None of the photos has tags; give a .jsonl list whose lines have 'tags', made by the plain tagger on HR photos."
+        )
+    return [", ".join(photo.tags) + "," if photo.tags else "" for photo in photos]
+
+
+def export(task: Stage2Task, weights: Mapping[str, Tensor], path: Path, **about: Any) -> None:
+    """Write the trained weights as `seesr*.safetensors`."""
+    task.trained.load_state_dict(weights, strict=False)
+    parts = ControlParts.from_modules(
+        task.networks.unet, task.networks.controlnet, step=task.config.loop.steps, **about
+    )
+    write_control(path, parts)
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Train ControlNet, image encoder and RCA. The same command again resumes; the flags below override the recipe."""
+
+    recipe: str
+    """Named configuration."""
+    data: Path
+    """Photos with tags: a .jsonl list, the tags made by the plain tagger on the HR photos."""
+    base: Path
+    """Base model: diffusers folder (SD-2-base) or our single file."""
+    dape: Path
+    """Degradation-aware tagger of stage 1, `dape*.safetensors`."""
+    out: Path
+    """Folder of the run."""
+    config: Annotated[Stage2Config, command.SETTINGS]
+    """Settings."""
+    init: Path | None = None
+    """Start from these `seesr*.safetensors` weights instead of fresh ones."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return command.run(lambda: run(command.parse(Command, STAGE2_RECIPES, argv, prog="python -m trainer.stage2")))
+
+
+def run(options: Command) -> Path:
+    """Read what the command names, train (or resume) and export; returns the exported file."""
+    photos = read_photos(options.data)
+    dape, _ = read_dape(options.dape)
+    start = read_control(options.init) if options.init else None
+    networks = build_networks(load_base(options.base), dape, options.config, start)
+    return train_control(options.config, networks, photos, options.out, base=options.base.name, recipe=options.recipe)
+
+
+def train_control(config: Stage2Config, networks: Networks, photos: Sequence[Photo], out: Path, **about: Any) -> Path:
+    """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata."""
+    crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
+    task = Stage2Task(config, networks, crops, tag_prompts(crops.photos))
+    weights = train(task, config.loop, out, identity=task.identity())
+    path = out / "seesr-control.safetensors"
+    export(task, weights, path, **about)
+    log.info("wrote %s", path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
