@@ -1,10 +1,10 @@
 """VAE encoding and decoding in tiles, so that memory is bounded by the tile instead of the picture.
 
 Every tile is given as much surrounding picture as its convolutions can see, which is cut off afterwards. A purely
-convolutional autoencoder (diffusers' `AutoencoderTiny`, TAESD) is therefore exact. `AutoencoderKL` also looks at the whole
-picture, in its group norms and in its middle attention, so for it tiling is an approximation: the statistics of the norms
-are measured over all tiles first and then shared by them, attention stays within a tile and its surrounding, and
-neighbouring tiles are crossfaded to hide what differs.
+convolutional autoencoder (diffusers' `AutoencoderTiny`, TAESD) is therefore exact. `AutoencoderKL` also looks at the
+whole picture, in its group norms and in its middle attention, so tiling it is an approximation: the norms share their
+statistics, measured tile by tile beforehand (deeper ones are estimates, since each tile then still normalises itself);
+attention stays within a tile and its surrounding; and neighbouring tiles are crossfaded to soften what differs.
 """
 
 from __future__ import annotations

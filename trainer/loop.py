@@ -119,9 +119,9 @@ def train(task: Task, config: LoopConfig, out: Path, *, identity: Mapping[str, A
     average = {name: p.detach().clone() for name, p in parameters.items()} if config.ema else {}
     out.mkdir(parents=True, exist_ok=True)
     facts = json.loads(json.dumps({**asdict(config), **(identity or {})}))
-    start = _resume(out / "checkpoint.safetensors", parameters, average, optimizer, facts)
+    start, meter = _resume(out / "checkpoint.safetensors", parameters, average, optimizer, facts)
     device = config.resolve_device()
-    meter, clock = _Meter(), time.monotonic()
+    clock = time.monotonic()
     for step in _progress(start, config.steps):
         with (
             _dropout_rng(config.seed, step),
@@ -143,7 +143,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, identity: Mapping[str, A
             seconds, clock = time.monotonic() - clock, time.monotonic()
             _append(out / "log.jsonl", {"step": done, "lr": config.lr_at(step), "seconds": seconds, **meter.flush()})
         if done % config.save_every == 0 or done == config.steps:
-            _save(out / "checkpoint.safetensors", parameters, average, optimizer, done, facts)
+            _save(out / "checkpoint.safetensors", parameters, average, optimizer, (done, meter), facts)
         if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
             with _weights(parameters, average), torch.no_grad():
                 task.sample(out / "samples", done)
@@ -182,9 +182,8 @@ def _average(average: dict[str, Tensor], parameters: Mapping[str, Tensor], decay
 class _Meter:
     """Means of the figures between two lines of the log."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
+    def __init__(self, sums: Mapping[str, float] | None = None, count: int = 0) -> None:
+        self.sums, self.count = dict(sums or {}), count
 
     def add(self, figures: Mapping[str, float]) -> None:
         self.count += 1
@@ -226,7 +225,7 @@ def _save(
     parameters: Mapping[str, Tensor],
     average: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    step: int,
+    progress: tuple[int, _Meter],
     facts: Mapping[str, Any],
 ) -> None:
     tensors = {f"weights.{name}": p.detach() for name, p in parameters.items()}
@@ -234,7 +233,8 @@ def _save(
     for name, parameter in parameters.items():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"{key}.{name}": value for key, value in state.items() if key in _MOMENTS}
-    metadata = {"format": "seesr-training", "step": str(step), "facts": json.dumps(facts)}
+    step, meter = progress
+    metadata = {"format": "seesr-training", "step": str(step), "facts": json.dumps(facts), "meter": json.dumps(vars(meter))}
     with atomic_write(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
@@ -249,10 +249,10 @@ def _resume(
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any],
-) -> int:
+) -> tuple[int, _Meter]:
     if not path.exists():
         (path.parent / "log.jsonl").unlink(missing_ok=True)
-        return 0
+        return 0, _Meter()
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         _check_same_run(path, json.loads(metadata["facts"]), facts)
@@ -266,7 +266,7 @@ def _resume(
     step = int(metadata["step"])
     _cut_log(path.parent / "log.jsonl", step)
     log.info("resuming %s at step %d", path.parent, step)
-    return step
+    return step, _Meter(**json.loads(metadata.get("meter", "{}")))
 
 
 def _check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

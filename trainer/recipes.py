@@ -218,7 +218,7 @@ def stage2_nano() -> Stage2Config:
         degradation_group=4,
         timestep_power=1.3,
         hint_channels=(16, 32, 64, 128),
-        pool=375,
+        pool=250,
     )
 
 

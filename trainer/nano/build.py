@@ -108,7 +108,8 @@ class Builder:
         training, kept = split(self.photos, config.holdout_every)
         task = TaggerTask(config, training, words)
         weights = train(task, config.loop, self.out / "tagger", identity={"words": list(words), "photos": len(training)})
-        model = _filled(task.trained, weights)
+        _filled(task.trained, weights)
+        model = task.tagger
         thresholds = fit_thresholds(predict(model, kept).sigmoid(), targets(kept, words))
         chinese = self._chinese(words)
         vocabulary = Vocabulary(tags=words, thresholds=thresholds, tags_zh=chinese)

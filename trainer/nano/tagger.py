@@ -1,7 +1,8 @@
 """The small model's tagger: RAM's architecture in small, trained from nothing on the photos' own words.
 
 A missing word means unknown rather than absent, so the loss is asymmetric as RAM's own training was: easy negatives count
-little, and every positive fully. A share of the photos is kept out, to fit the thresholds and to measure on.
+little, and every positive fully. A linear classifier on the mean token learns beside the tagging head and is dropped at the
+end: from nothing, the encoder learns little through two layers of cross-attention alone. A share of the photos is kept out, to fit the thresholds and to measure on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from seesr_core.dape.encoder import SwinConfig
 from seesr_core.dape.head import HeadConfig
@@ -36,9 +37,9 @@ class TaggerConfig:
     """Words on fewer photos than this are left out of the vocabulary."""
     holdout_every: int = 6
     """Every n-th photo with words is never trained on."""
-    min_crop: float = 0.4
+    min_crop: float = 0.5
     """Smallest area of a random crop, as a share of the photo."""
-    focus: float = 2.0
+    focus: float = 1.0
     """Exponent by which easy negatives are weighted down."""
 
 
@@ -46,9 +47,9 @@ def tagger_config(num_tags: int, image_size: int = 128) -> DAPEConfig:
     """Sizes of the small tagger: about 4 M parameters, 17 tokens of width 256."""
     return DAPEConfig(
         swin=SwinConfig(
-            image_size=image_size, embed_dim=48, depths=(1, 1, 2, 1), num_heads=(2, 4, 6, 12), window=4, drop_path=0.1
+            image_size=image_size, embed_dim=48, depths=(1, 1, 2, 1), num_heads=(2, 4, 6, 12), window=4, drop_path=0.0
         ),
-        head=HeadConfig(hidden=256, heads=4, layers=2, intermediate=512, encoder_width=256),
+        head=HeadConfig(hidden=256, heads=4, layers=2, intermediate=512, encoder_width=256, dropout=0.0),
         num_tags=num_tags,
         label_width=128,
     )
@@ -79,18 +80,25 @@ class TaggerTask:
         self.config, self.device = config, config.loop.resolve_device()
         self.targets = targets(photos, words)
         self.images = [load_rgb(photo.path) for photo in photos]
-        self.trained = DAPE(tagger_config(len(words), config.image_size))
-        self.trained.initialize(seeded(config.loop.seed, 5))
-        self.trained.to(self.device).train()
+        self.tagger = DAPE(tagger_config(len(words), config.image_size))
+        self.tagger.initialize(seeded(config.loop.seed, 5))
+        classifier = nn.Linear(self.tagger.config.token_width, len(words))
+        nn.init.zeros_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
+        self.trained = nn.ModuleDict({"tagger": self.tagger, "classifier": classifier}).to(self.device).train()
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        """Asymmetric loss of one augmented batch."""
+        """Asymmetric loss of one augmented batch, of the head and of the linear classifier."""
         count = self.config.loop.batch_size
         numbers = range(step * count, (step + 1) * count)
         indices = [self._index(number) for number in numbers]
         crops = [self._crop(i, seeded(self.config.loop.seed, 2, n)) for i, n in zip(indices, numbers, strict=True)]
-        logits = self.trained(torch.stack(crops).to(self.device)).logits_BN.float()
-        return asymmetric_loss(logits, self.targets[indices].to(self.device), self.config.focus), {}
+        tokens, logits = self.tagger(torch.stack(crops).to(self.device))
+        mean = F.layer_norm(tokens.float().mean(1), tokens.shape[2:])
+        target, focus = self.targets[indices].to(self.device), self.config.focus
+        head = asymmetric_loss(logits.float(), target, focus)
+        linear = asymmetric_loss(self.trained["classifier"](mean).float(), target, focus)
+        return head + linear, {"head": head.item(), "linear": linear.item()}
 
     def _index(self, number: int) -> int:
         epoch, position = divmod(number, len(self.images))

@@ -1,0 +1,1 @@
+"""SeeSR for ComfyUI. Importing this without a host is harmless."""

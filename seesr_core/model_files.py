@@ -1,0 +1,170 @@
+"""Which files of a folder make a whole model: base, control and tagger, told by content and not by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .checkpoints import sources
+from .checkpoints.detect import FileKind, Kind, detect
+from .checkpoints.sources import Source
+from .errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+NANO = "nano"
+"""Name of the embedded small model."""
+NANO_FOLDER = Path(__file__).parent / "nano"
+
+TAG_LISTS = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "ram_tag_list_chinese.txt")
+"""RAM's vocabulary; the file of its weights does not hold it."""
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_TAG_LIST_SOURCE = Source(
+    f"RAM's tag lists {', '.join(TAG_LISTS)}", "github.com/xinyu1205/recognize-anything, folder ram/data"
+)
+_BASE = Source(
+    f"{sources.BASE_FOLDER.name}, or a base file of this project",
+    f"{sources.BASE_FOLDER.where}, or `python -m trainer.nano`",
+)
+_CONTROL = Source(f"{sources.PUBLISHED.name}, or {sources.CONTROL.name}", sources.PUBLISHED.where)
+_TAGGER = Source(
+    f"{sources.DAPE.name}, or {sources.RAM.name} with {sources.DAPE_LORA.name}",
+    f"{sources.RAM.where} and {sources.DAPE_LORA.where}",
+)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TaggerFiles:
+    """Where the tagger of a model lies."""
+
+    weights: Path
+    """A DAPE file of this project, or RAM's published file."""
+    adapter: Path | None = None
+    """The DAPE adapter of RAM's file."""
+    tag_lists: Path | None = None
+    """Folder with `TAG_LISTS`, for RAM's file."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ModelFiles:
+    """Where the parts of a model lie."""
+
+    base: Path
+    """A base file of this project, or a diffusers folder."""
+    control: Path
+    """A SeeSR file of this project, or the published folder."""
+    tagger: TaggerFiles
+    """The tagger."""
+
+
+def find_model(model: str | Path) -> ModelFiles:
+    """The parts of a model: "nano", or a folder with a base, a control part and a tagger in it or one level below.
+
+    Raises:
+        WeightsError: no such folder; a part is missing, comes twice, or is a damaged or another file.
+    """
+    contents = _Contents.scan(_folder(model))
+    return ModelFiles(
+        base=contents.one(_BASE, "base model", (Kind.BASE,), _is_base_folder),
+        control=contents.one(_CONTROL, "control part", (Kind.CONTROL,), _is_published_folder),
+        tagger=_tagger(contents),
+    )
+
+
+def find_tagger(model: str | Path) -> TaggerFiles:
+    """The tagger alone; the rest of the model may be missing.
+
+    Raises:
+        WeightsError: as `find_model`.
+    """
+    return _tagger(_Contents.scan(_folder(model)))
+
+
+def _folder(model: str | Path) -> Path:
+    folder = NANO_FOLDER if str(model) == NANO else Path(model)
+    if folder.is_file():
+        raise WeightsError(
+            f"{folder} is a file ({detect(folder).label}): expected a folder that holds a base model, a control part "
+            "and a tagger."
+        )
+    if not folder.is_dir():
+        raise WeightsError(
+            f"There is no model {folder}: expected {NANO} or a folder with a base model, a control part and a tagger."
+        )
+    return folder
+
+
+@dataclass(kw_only=True, slots=True)
+class _Contents:
+    """The weights files of a folder and of the folders in it."""
+
+    root: Path
+    folders: list[Path]
+    kinds: dict[Path, FileKind] = field(default_factory=dict)
+    refused: list[WeightsError] = field(default_factory=list)
+
+    @classmethod
+    def scan(cls, root: Path) -> _Contents:
+        """Look at the headers of everything that may be weights."""
+        folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir())]
+        contents = cls(root=root, folders=folders)
+        for path in contents._candidates():
+            try:
+                contents.kinds[path] = detect(path)
+            except WeightsError as error:
+                log.info("%s", error)
+                contents.refused.append(error)
+        return contents
+
+    def _candidates(self) -> Iterator[Path]:
+        for folder in self.folders:
+            yield from (path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES and path.is_file())
+
+    def find(self, part: str, kinds: tuple[Kind, ...], is_folder: Callable[[Path], bool] | None = None) -> Path | None:
+        """The one file of `kinds`, or folder of which `is_folder` is true; None without one."""
+        found = [path for path, kind in self.kinds.items() if kind.kind in kinds]
+        found += [folder for folder in self.folders if is_folder is not None and is_folder(folder)]
+        if len(found) > 1:
+            raise WeightsError(
+                f"{self.root} holds more than one {part}: {', '.join(map(str, found))}. Leave one of them there."
+            )
+        return found[0] if found else None
+
+    def one(
+        self, source: Source, part: str, kinds: tuple[Kind, ...], is_folder: Callable[[Path], bool] | None = None
+    ) -> Path:
+        """The same, required."""
+        return self.find(part, kinds, is_folder) or self.missing(source, part)
+
+    def missing(self, source: Source, part: str) -> Path:
+        """Refuse: a file that could not be read may well be the missing one, so its own sentence comes first."""
+        if self.refused:
+            raise self.refused[0]
+        others = ", ".join(f"{path} looks like {kind.label}" for path, kind in list(self.kinds.items())[:3])
+        raise WeightsError(
+            f"{self.root} has no {part}{f' ({others})' if others else ''}; expected {source.name}. "
+            f"Get it from {source.where}."
+        )
+
+
+def _tagger(contents: _Contents) -> TaggerFiles:
+    ours = contents.find("tagger", (Kind.DAPE,))
+    if ours is not None:
+        return TaggerFiles(weights=ours)
+    weights = contents.one(_TAGGER, "tagger", (Kind.RAM,))
+    adapter = contents.one(sources.DAPE_LORA, "DAPE adapter", (Kind.DAPE_LORA, Kind.DAPE_PEFT))
+    lists = next((folder for folder in contents.folders if (folder / TAG_LISTS[0]).is_file()), None)
+    return TaggerFiles(
+        weights=weights, adapter=adapter, tag_lists=lists or contents.missing(_TAG_LIST_SOURCE, "tag list")
+    )
+
+
+def _is_base_folder(folder: Path) -> bool:
+    return (folder / "unet").is_dir() and (folder / "vae").is_dir()
+
+
+def _is_published_folder(folder: Path) -> bool:
+    return (folder / "unet").is_dir() and (folder / "controlnet").is_dir()

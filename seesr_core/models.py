@@ -1,0 +1,201 @@
+"""A whole model in memory: base, control and tagger, checked against each other and put on a device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints.base import Base, load_base
+from .checkpoints.control import ControlParts, read_control, read_published
+from .checkpoints.metadata import as_dtype
+from .checkpoints.ram import read_dape, read_ram
+from .checkpoints.tensorfile import read_header
+from .dape import DAPE, Vocabulary
+from .devices import AUTO, choose_device, choose_dtype
+from .errors import SettingsError, WeightsError
+from .memory import require_memory
+from .model_files import NANO, TAG_LISTS, ModelFiles, TaggerFiles, find_model, find_tagger
+from .settings import UpscaleSettings
+
+log = logging.getLogger(__name__)
+
+_TURBO: Mapping[str, Any] = {"steps": 2, "cfg": 1.0, "spacing": "trailing"}
+"""Sampling of SD-turbo, told by the spacing in its scheduler file."""
+_MUST_AGREE = ("block_out_channels", "cross_attention_dim")
+
+
+@dataclass(kw_only=True, slots=True)
+class Models:
+    """Everything that upscaling needs; the networks are frozen and in evaluation mode."""
+
+    unet: Any
+    """U-Net with RCA, in `dtype`."""
+    controlnet: Any
+    """ControlNet with RCA, in `dtype`."""
+    vae: Any
+    """`AutoencoderTiny` or `AutoencoderKL`, in float32 like all that runs once a picture."""
+    text_encoder: Any
+    """`CLIPTextModel`."""
+    tokenizer: Any
+    """`CLIPTokenizer`."""
+    dape: DAPE
+    """The tagger."""
+    vocabulary: Vocabulary
+    """Its tags."""
+    name: str = ""
+    """What the user called it."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Sampling defaults of this model, some of `UpscaleSettings`."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where the networks are."""
+    dtype: torch.dtype = torch.float32
+    """Precision of U-Net and ControlNet."""
+
+
+def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AUTO) -> Models:
+    """Load a model.
+
+    Args:
+        model: "nano" (embedded), or a folder with a base (a file of this project or a diffusers folder), a control part
+            (`seesr*.safetensors` or the published folder) and a tagger (`dape*.safetensors`, or RAM's and DAPE's .pth
+            with RAM's tag lists), in it or one level below.
+        device: "auto", "cpu", "cuda" …
+        dtype: "auto", "fp32", "bf16" or "fp16".
+
+    Raises:
+        WeightsError: a part is missing, damaged, unsafe, of another model, or does not fit the others.
+        SettingsError: unknown device or precision. ResourceError: too little memory for the weights.
+    """
+    place, precision = choose_device(device), choose_dtype(dtype, choose_device(device))
+    files = find_model(model)
+    require_memory(_weights_bytes(files, precision), f"The model {model}", "choose a smaller one or --dtype bf16", place)
+    base, control = load_base(files.base), _read_control(files.control)
+    dape, vocabulary = _read_tagger(files.tagger)
+    _check_fit(files, base, control, dape)
+    log.info("model %s on %s, U-Net and ControlNet in %s", model, place, precision)
+    return Models(
+        unet=_place(_unet(files, base, control, precision), place),
+        controlnet=_place(_controlnet(files, control, precision), place),
+        vae=_place(base.vae, place),
+        text_encoder=_place(base.text_encoder, place),
+        tokenizer=base.tokenizer,
+        dape=_place(dape, place),
+        vocabulary=vocabulary,
+        name=str(model),
+        defaults=_defaults(files.control, base, control),
+        device=place,
+        dtype=precision,
+    )
+
+
+def load_tagger(model: str | Path = NANO, *, device: str = AUTO) -> tuple[DAPE, Vocabulary]:
+    """The tagger of a model alone; arguments and errors as `load_models`."""
+    place = choose_device(device)
+    dape, vocabulary = _read_tagger(find_tagger(model))
+    return _place(dape, place), vocabulary
+
+
+def _read_control(path: Path) -> ControlParts:
+    return read_published(path) if path.is_dir() else read_control(path)
+
+
+def _read_tagger(files: TaggerFiles) -> tuple[DAPE, Vocabulary]:
+    if files.tag_lists is None:
+        return read_dape(files.weights)
+    tags, thresholds, chinese = (files.tag_lists / name for name in TAG_LISTS)
+    vocabulary = Vocabulary.from_text_files(tags, thresholds, chinese if chinese.is_file() else None)
+    dape = read_ram(files.weights, files.adapter)
+    if len(vocabulary) != dape.config.num_tags:
+        raise WeightsError(
+            f"{tags} has {len(vocabulary)} tags, {files.weights} has {dape.config.num_tags}: use the list of that model."
+        )
+    return dape, vocabulary
+
+
+def _check_fit(files: ModelFiles, base: Base, control: ControlParts, dape: DAPE) -> None:
+    for name in _MUST_AGREE:
+        has, wants = _plain(base.unet_config.get(name)), _plain(control.unet_config.get(name))
+        if has != wants:
+            raise WeightsError(
+                f"{files.control} was trained on a base ({control.base or 'unnamed'}) with {name} {wants}, "
+                f"{files.base} has {has}: use the base that it was trained on."
+            )
+    if dape.config.token_width != control.context_dim:
+        raise WeightsError(
+            f"{files.control} reads soft prompts of width {control.context_dim}, {files.tagger.weights} gives "
+            f"{dape.config.token_width}: use the tagger that it was trained with."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _unet(files: ModelFiles, base: Base, control: ControlParts, dtype: torch.dtype) -> nn.Module:
+    from .prior import build_unet
+
+    state = {**base.unet_state, **control.rca_state}
+    return _filled(lambda: build_unet(base.unet_config, context_dim=control.context_dim), state, dtype, files.base)
+
+
+def _controlnet(files: ModelFiles, control: ControlParts, dtype: torch.dtype) -> nn.Module:
+    from .control import build_controlnet
+
+    return _filled(
+        lambda: build_controlnet(control.controlnet_config, context_dim=control.context_dim),
+        control.controlnet_state,
+        dtype,
+        files.control,
+    )
+
+
+def _filled(build: Callable[[], nn.Module], state: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> nn.Module:
+    """A network around `state`, without drawing random weights first."""
+    with torch.device("meta"):
+        network = build()
+    try:
+        network.load_state_dict(as_dtype(state, dtype), assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise WeightsError(f"{path}: its weights do not make the network of its configuration ({reason}).") from error
+    return network
+
+
+def _place(module: Any, device: torch.device) -> Any:
+    # Convolutions are up to a fifth faster this way round, on CPUs and on GPUs with half precision.
+    return module.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
+
+
+def _defaults(path: Path, base: Base, control: ControlParts) -> dict[str, Any]:
+    turbo = _TURBO if base.scheduler.get("timestep_spacing") == "trailing" else {}
+    defaults = {**turbo, **control.defaults}
+    try:
+        UpscaleSettings.for_model(defaults)
+    except SettingsError as error:
+        raise WeightsError(f"{path}: its sampling defaults are not usable. {error}") from error
+    return defaults
+
+
+def _weights_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
+    """Bytes of all weights once loaded: U-Net and ControlNet in `dtype`, the rest in float32."""
+    half = [_part(files.base, "unet"), _part(files.control, "controlnet")]
+    whole = [files.tagger.weights, *(_part(files.base, name) for name in ("vae", "text_encoder") if files.base.is_dir())]
+    return sum(_parameters(path) * dtype.itemsize for path in half) + sum(_parameters(path) * 4 for path in whole)
+
+
+def _part(path: Path, name: str) -> Path:
+    """The largest file of a diffusers folder's part; a single file stands for itself."""
+    if path.is_file():
+        return path
+    files = [file for file in (path / name).glob("*") if file.suffix in (".safetensors", ".bin")]
+    return max(files, key=lambda file: file.stat().st_size, default=path / name)
+
+
+def _parameters(path: Path) -> int:
+    return read_header(path).parameters() if path.is_file() else 0

@@ -1,0 +1,241 @@
+"""The method from a photo to the photo four times larger: prompts, prepared image, LRE start, sampling, finish.
+
+Every step is a method of its own, so that a study can leave one out or put something else in its place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .dape import Tag, prepare
+from .denoiser import PIXELS_PER_LATENT, Denoiser
+from .errors import ImageError
+from .image import Picture, Sizes, as_rgb, finish, prepare_size, to_tensor
+from .image import prepare as prepare_image
+from .memory import Meter
+from .models import Models
+from .placement import PictureVAE, PlacedDenoiser
+from .planning import count_tiles, default_tile_batch, require_resources
+from .report import Report
+from .sampling import StepNoise, sample, start_latent
+from .settings import UpscaleSettings
+from .text import compose_prompt, encode_prompts
+from .tiling import TiledDenoiser
+from .vae_tiling import decode_tiled, encode_tiled
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many network calls of the sampling are done."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Prompts:
+    """What the tagger read in a batch of B photos."""
+
+    tags: list[list[Tag]]
+    """Hard prompt: per photo the tags with their scores."""
+    soft_prompt: Tensor | None
+    """Soft prompt (B, L, D), float32 on the CPU; None samples without RCA."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Result:
+    """An upscaled photo."""
+
+    image: Image.Image
+    """RGB, exactly the photo's size × scale."""
+    report: Report
+    """How it came about."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SeeSRPipeline:
+    """The whole method around a set of models."""
+
+    models: Models
+    """The networks."""
+    progress: Progress = lambda done, total: None
+    """Follows the sampling."""
+
+    def __call__(self, photo: Picture, settings: UpscaleSettings | None = None) -> Result:
+        """Upscale one photo; errors as `run`."""
+        return self.run([photo], settings)[0]
+
+    def settings(self, **given: Any) -> UpscaleSettings:
+        """The model's own defaults, with what is `given` over them."""
+        return UpscaleSettings.for_model(self.models.defaults, **given)
+
+    @torch.no_grad()
+    def run(
+        self, photos: Sequence[Picture], settings: UpscaleSettings | None = None, *, prompts: Prompts | None = None
+    ) -> list[Result]:
+        """Upscale photos of one size as a batch.
+
+        Args:
+            photos: PIL pictures or uint8 arrays (H, W, 3).
+            settings: the model's defaults if None.
+            prompts: used instead of what the tagger reads.
+
+        Raises:
+            ImageError: no photos, or photos of several sizes.
+            ResourceError: too little memory, told before the work begins.
+        """
+        settings = settings or self.settings()
+        lr_photos = _same_size(photos)
+        sizes = prepare_size(*lr_photos[0].size, scale=settings.scale, min_size=settings.min_size)
+        require_resources(self.models, settings, sizes, batch=len(lr_photos))
+        meter = Meter(self.models.device)
+        with meter.phase("prompts"):
+            prompts = prompts or self.read_prompts(lr_photos, settings)
+            texts = self.compose(prompts, settings)
+            states = self.encode_text([settings.negative, *texts])
+        with meter.phase("prepare"):
+            prepared = self.prepare(lr_photos, settings)
+        with meter.phase("encode"):
+            z_lr = self.encode(prepared, settings) if settings.start == "lr" else None
+        with meter.phase("sample"):
+            latent = self.sample(prepared, z_lr, states, prompts.soft_prompt, settings)
+        with meter.phase("decode"):
+            decoded = self.decode(latent, settings)
+        with meter.phase("finish"):
+            images = self.finish(decoded, prepared, sizes, settings)
+        common = self._report(sizes, settings, meter)
+        return [
+            Result(image=image, report=common.of_photo(i, tags, text))
+            for i, (image, tags, text) in enumerate(zip(images, prompts.tags, texts, strict=True))
+        ]
+
+    def read_prompts(self, photos: Sequence[Image.Image], settings: UpscaleSettings) -> Prompts:
+        """Tags and soft prompt of the photos as they are, before any upscaling, in one pass of the tagger."""
+        dape = self.models.dape
+        size = dape.config.swin.image_size
+        inputs = torch.cat([prepare(to_tensor(photo), size) for photo in photos])
+        tokens, logits = dape(inputs.to(self.models.device))
+        tags = self.models.vocabulary.select(logits, threshold=settings.threshold)
+        return Prompts(tags=tags, soft_prompt=tokens.float().cpu())
+
+    def compose(self, prompts: Prompts, settings: UpscaleSettings) -> list[str]:
+        """The text of each photo."""
+        names = [[tag.name for tag in tags] if settings.use_tags else [] for tags in prompts.tags]
+        return [compose_prompt(tags, settings.prompt, settings.added_prompt) for tags in names]
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Text states (N, L, D), float32 on the CPU."""
+        return encode_prompts(texts, self.models.tokenizer, self.models.text_encoder).cpu()
+
+    def prepare(self, photos: Iterable[Image.Image], settings: UpscaleSettings) -> Tensor:
+        """The upscaled photos that condition the networks: uint8 (B, 3, H, W), sides multiples of 8."""
+        pictures = (prepare_image(photo, scale=settings.scale, min_size=settings.min_size) for photo in photos)
+        return torch.stack([_to_u8_tensor(picture) for picture in pictures])
+
+    def encode(self, prepared: Tensor, settings: UpscaleSettings) -> Tensor:
+        """Scaled LR latents (B, 4, H/8, W/8) of the prepared pictures."""
+        return encode_tiled(self._vae(), prepared, tile_px=settings.vae_tile)
+
+    def decode(self, latent: Tensor, settings: UpscaleSettings) -> Tensor:
+        """Pictures, uint8 (B, 3, H, W), of scaled latents."""
+        return decode_tiled(self._vae(), latent, tile_px=settings.vae_tile)
+
+    def _vae(self) -> PictureVAE:
+        return PictureVAE(self.models.vae, self.models.device)
+
+    def sample(
+        self, prepared: Tensor, z_lr: Tensor | None, states: Tensor, soft_prompt: Tensor | None, settings: UpscaleSettings
+    ) -> Tensor:
+        """Denoised latents (B, 4, h, w).
+
+        Args:
+            prepared: uint8 (B, 3, 8h, 8w).
+            z_lr: scaled LR latents; None starts from noise.
+            states: text states (1 + B, L, D), those of the negative prompt first.
+            soft_prompt: (B, L, D).
+            settings: start, schedule, solver, guidance, strengths, tiles.
+        """
+        batch, _, height, width = prepared.shape
+        noise = StepNoise.from_seed(settings.seed, batch)
+        like = torch.empty(batch, 4, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+        start = start_latent(noise(like), point=settings.start, z_lr=z_lr, start_timestep=settings.start_timestep)
+        denoise = self._denoiser(prepared, states, soft_prompt, settings)
+        timesteps = settings.denoised_timesteps()
+        return sample(denoise, start, timesteps=timesteps, noise_source=noise, solver=settings.solver)
+
+    def _denoiser(
+        self, prepared: Tensor, states: Tensor, soft_prompt: Tensor | None, settings: UpscaleSettings
+    ) -> TiledDenoiser:
+        models, batch = self.models, len(prepared)
+        denoiser = Denoiser(
+            unet=models.unet,
+            controlnet=models.controlnet,
+            positive=states[1:],
+            negative=states[:1].expand(batch, -1, -1),
+            soft_prompt=soft_prompt,
+            image=prepared,
+            cfg=settings.cfg,
+            control_scale=settings.control_scale,
+            rca_scale=settings.rca_scale,
+        )
+        tile_batch = settings.tile_batch or default_tile_batch(models.device)
+        counter = self._counter(prepared.shape[-2:], settings, tile_batch)
+        return TiledDenoiser(
+            denoise=PlacedDenoiser(denoiser=denoiser, device=models.device, dtype=models.dtype, on_call=counter),
+            tile=settings.tile // PIXELS_PER_LATENT,
+            overlap=settings.overlap // PIXELS_PER_LATENT,
+            tile_batch=tile_batch,
+        )
+
+    def _counter(self, size: Sequence[int], settings: UpscaleSettings, tile_batch: int) -> Callable[[], None]:
+        """Tells `progress` of every call of the networks."""
+        calls = math.ceil(count_tiles(size[1], size[0], settings) / tile_batch)
+        return _Counter(self.progress, calls * len(settings.denoised_timesteps()))
+
+    def finish(
+        self, decoded: Iterable[Tensor], prepared: Iterable[Tensor], sizes: Sizes, settings: UpscaleSettings
+    ) -> list[Image.Image]:
+        """Colours of the prepared picture, then exactly the photo's size × scale."""
+        return [
+            finish(image, reference, lr_size=sizes.lr, scale=settings.scale, color_fix=settings.color_fix)
+            for image, reference in zip(decoded, prepared, strict=True)
+        ]
+
+    def _report(self, sizes: Sizes, settings: UpscaleSettings, meter: Meter) -> Report:
+        """What is the same for the whole batch."""
+        return Report(
+            model=self.models.name,
+            device=str(self.models.device),
+            dtype=str(self.models.dtype).removeprefix("torch."),
+            sizes=sizes,
+            timesteps=settings.denoised_timesteps(),
+            tiles=count_tiles(*sizes.prepared, settings),
+            settings=settings,
+            phases=meter.phases,
+        )
+
+
+@dataclass(slots=True)
+class _Counter:
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.progress(self.done, self.total)
+
+
+def _same_size(photos: Sequence[Picture]) -> list[Image.Image]:
+    pictures = [as_rgb(photo) for photo in photos]
+    sizes = sorted({picture.size for picture in pictures})
+    if len(sizes) != 1:
+        raise ImageError(f"A batch needs photos of one size, found {', '.join(map(str, sizes)) or 'no photos'}.")
+    return pictures
+
+
+def _to_u8_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

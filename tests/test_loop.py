@@ -1,0 +1,163 @@
+"""The training loop: schedule, resume after an interruption at any step, log, and refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seesr_core.errors import DataError, SettingsError
+from trainer.data import seeded
+from trainer.loop import LoopConfig, flat, train
+
+
+class Interrupted(Exception):
+    """Stands for the end of the process."""
+
+
+class ToyTask:
+    """Regression with dropout, beside a frozen layer."""
+
+    def __init__(self, *, stop_at: int | None = None, explode_at: int | None = None) -> None:
+        self.trained = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.trained[2].requires_grad_(False)
+        generator = seeded(1)
+        for parameter in self.trained.parameters():
+            parameter.data.normal_(generator=generator)
+        self.stop_at, self.explode_at = stop_at, explode_at
+        self.samples: list[tuple[int, Tensor]] = []
+
+    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        if step == self.stop_at:
+            raise Interrupted
+        x = torch.randn(6, 4, generator=seeded(2, step))
+        loss = (self.trained(x) - x.sum(1, keepdim=True)).square().mean()
+        return loss * (float("nan") if step == self.explode_at else 1.0), {"number": float(step)}
+
+    def sample(self, folder: Path, step: int) -> None:
+        self.samples.append((step, self.trained[0].weight.detach().clone()))
+
+
+CONFIG = LoopConfig(
+    steps=12,
+    batch_size=6,
+    learning_rate=0.05,
+    warmup=3,
+    decay="cosine",
+    ema=0.9,
+    device="cpu",
+    log_every=2,
+    save_every=5,
+    sample_every=4,
+)
+
+
+def log_lines(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_the_rate_rises_halves_and_falls() -> None:
+    steady = replace(CONFIG, learning_rate=1.0, warmup=4, decay="constant", milestones=(6, 9))
+    assert [steady.lr_at(step) for step in (0, 1, 3, 5, 6, 8, 9)] == [0.25, 0.5, 1.0, 1.0, 0.5, 0.5, 0.25]
+    falling = replace(CONFIG, learning_rate=1.0, warmup=0, steps=100)
+    assert falling.lr_at(0) == 1.0
+    assert falling.lr_at(50) == pytest.approx(0.55)
+    assert falling.lr_at(100) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"save_every": 0},
+        {"decay": "linear"},
+        {"precision": "fp8"},
+        {"ema": 1.0},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 6, 9, 11])
+def test_after_an_interruption_at_any_step_the_run_ends_as_if_there_had_been_none(tmp_path: Path, stop_at: int) -> None:
+    expected = train(ToyTask(), CONFIG, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(ToyTask(stop_at=stop_at), CONFIG, tmp_path / "cut")
+    resumed = train(ToyTask(), CONFIG, tmp_path / "cut")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+    assert [line["step"] for line in log_lines(tmp_path / "cut")] == [2, 4, 6, 8, 10, 12]
+    assert log_lines(tmp_path / "cut") == log_lines(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_further_but_may_be_prolonged(tmp_path: Path) -> None:
+    constant = replace(CONFIG, decay="constant")
+    first = train(ToyTask(), constant, tmp_path / "run")
+    again = train(ToyTask(stop_at=0), constant, tmp_path / "run")
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    longer = replace(constant, steps=15)
+    prolonged = train(ToyTask(), longer, tmp_path / "run")
+    expected = train(ToyTask(), longer, tmp_path / "other")
+    assert all(torch.equal(prolonged[name], tensor) for name, tensor in expected.items())
+
+
+def test_only_what_requires_a_gradient_is_trained_saved_and_returned(tmp_path: Path) -> None:
+    task = ToyTask()
+    frozen = task.trained[2].weight.detach().clone()
+    assert set(train(task, CONFIG, tmp_path)) == {"0.weight", "0.bias"}
+    assert torch.equal(task.trained[2].weight, frozen)
+
+
+def test_dropout_is_drawn_anew_at_every_step_and_the_callers_random_state_is_untouched(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    task = ToyTask()
+    masks: list[Tensor] = []
+    task.trained[1].register_forward_hook(lambda _m, _i, output: masks.append(output.detach() == 0))
+    train(task, CONFIG, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == CONFIG.steps
+
+
+def test_samples_show_the_averaged_weights_which_are_what_is_returned(tmp_path: Path) -> None:
+    task = ToyTask()
+    result = train(task, CONFIG, tmp_path)
+    assert [step for step, _ in task.samples] == [4, 8, 12]
+    assert torch.equal(task.samples[-1][1], result["0.weight"])
+    assert not torch.equal(task.trained[0].weight, result["0.weight"])
+
+
+def test_a_run_with_other_settings_is_refused_and_the_setting_named(tmp_path: Path) -> None:
+    train(ToyTask(), CONFIG, tmp_path, identity={"photos": "5"})
+    with pytest.raises(DataError, match=r"other settings \(learning_rate: 0\.05 -> 0\.1\); use another folder"):
+        train(ToyTask(), replace(CONFIG, learning_rate=0.1), tmp_path, identity={"photos": "5"})
+    with pytest.raises(DataError, match="photos: '5' -> '6'"):
+        train(ToyTask(), CONFIG, tmp_path, identity={"photos": "6"})
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="The loss of step 7 is nan"):
+        train(ToyTask(explode_at=7), CONFIG, tmp_path)
+    resumed = train(ToyTask(), CONFIG, tmp_path)
+    assert all(bool(tensor.isfinite().all()) for tensor in resumed.values())
+    assert log_lines(tmp_path)[-1]["step"] == CONFIG.steps
+
+
+def test_lines_of_a_former_run_without_checkpoint_do_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 99}\n', "utf-8")
+    train(ToyTask(), CONFIG, tmp_path)
+    assert log_lines(tmp_path)[0]["step"] == 2
+
+
+def test_nested_settings_get_dotted_names() -> None:
+    assert flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}}) == {"a": 1, "b.c": 2, "b.d.e": [3]}
