@@ -24,6 +24,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _reserve(target)
     try:
         yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
         if error.filename not in (None, str(temporary), str(target)):
@@ -44,7 +45,6 @@ def _reserve(target: Path) -> Path:
             f"Cannot write into {target.parent}: {error.strerror or error}. Choose another folder."
         ) from error
     os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
     return Path(name)
 
 

@@ -23,6 +23,7 @@ _CGROUP_FILES = (
         Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ),
 )
+_EXHAUSTED = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def available_memory(device: torch.device | None = None) -> int | None:
@@ -67,7 +68,8 @@ def require_memory(needed: float, purpose: str, advice: str, device: torch.devic
     if available is not None and needed > available:
         where = "" if device is None or device.type == "cpu" else f" on {device}"
         raise ResourceError(
-            f"{purpose} needs about {gigabytes(needed)} of memory, {gigabytes(available)} are available{where}: {advice}."
+            f"{purpose} needs about {gigabytes(needed)} of memory, {gigabytes(available)} are available{where}: "
+            f"{advice}."
         )
 
 
@@ -147,3 +149,15 @@ def _peak_of_process() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def one_sentence_when_exhausted(advice: str) -> Iterator[None]:
+    """Inside, an allocation that fails becomes a ResourceError that ends in `advice`; estimates can be too low."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch's CPU allocator and its CUDA one have a RuntimeError each; only their text is common to all versions.
+        if not isinstance(error, MemoryError) and not _EXHAUSTED.search(str(error)):
+            raise
+        raise ResourceError(f"The memory is exhausted: {advice}.") from error

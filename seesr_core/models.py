@@ -39,13 +39,13 @@ class Models:
     controlnet: Any
     """ControlNet with RCA, in `dtype`."""
     vae: Any
-    """`AutoencoderTiny` or `AutoencoderKL`, in float32 like all that runs once a picture."""
+    """`AutoencoderTiny` or `AutoencoderKL`, in `dtype`."""
     text_encoder: Any
-    """`CLIPTextModel`."""
+    """`CLIPTextModel`, in float32."""
     tokenizer: Any
     """`CLIPTokenizer`."""
     dape: DAPE
-    """The tagger."""
+    """The tagger, in float32, since its thresholds are fine."""
     vocabulary: Vocabulary
     """Its tags."""
     name: str = ""
@@ -55,7 +55,7 @@ class Models:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where the networks are."""
     dtype: torch.dtype = torch.float32
-    """Precision of U-Net and ControlNet."""
+    """Precision of U-Net, ControlNet and autoencoder."""
 
 
 def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AUTO) -> Models:
@@ -74,7 +74,9 @@ def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AU
     """
     place, precision = choose_device(device), choose_dtype(dtype, choose_device(device))
     files = find_model(model)
-    require_memory(_weights_bytes(files, precision), f"The model {model}", "choose a smaller one or --dtype bf16", place)
+    require_memory(
+        _weights_bytes(files, precision), f"The model {model}", "close other programs or choose a smaller model", place
+    )
     base, control = load_base(files.base), _read_control(files.control)
     dape, vocabulary = _read_tagger(files.tagger)
     _check_fit(files, base, control, dape)
@@ -82,7 +84,7 @@ def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AU
     return Models(
         unet=_place(_unet(files, base, control, precision), place),
         controlnet=_place(_controlnet(files, control, precision), place),
-        vae=_place(base.vae, place),
+        vae=_place(base.vae, place, precision),
         text_encoder=_place(base.text_encoder, place),
         tokenizer=base.tokenizer,
         dape=_place(dape, place),
@@ -113,7 +115,8 @@ def _read_tagger(files: TaggerFiles) -> tuple[DAPE, Vocabulary]:
     dape = read_ram(files.weights, files.adapter)
     if len(vocabulary) != dape.config.num_tags:
         raise WeightsError(
-            f"{tags} has {len(vocabulary)} tags, {files.weights} has {dape.config.num_tags}: use the list of that model."
+            f"{tags} has {len(vocabulary)} tags, {files.weights} has {dape.config.num_tags}: "
+            "use the list of that model."
         )
     return dape, vocabulary
 
@@ -137,14 +140,14 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def _unet(files: ModelFiles, base: Base, control: ControlParts, dtype: torch.dtype) -> nn.Module:
+def _unet(files: ModelFiles, base: Base, control: ControlParts, dtype: torch.dtype) -> Any:
     from .prior import build_unet
 
     state = {**base.unet_state, **control.rca_state}
     return _filled(lambda: build_unet(base.unet_config, context_dim=control.context_dim), state, dtype, files.base)
 
 
-def _controlnet(files: ModelFiles, control: ControlParts, dtype: torch.dtype) -> nn.Module:
+def _controlnet(files: ModelFiles, control: ControlParts, dtype: torch.dtype) -> Any:
     from .control import build_controlnet
 
     return _filled(
@@ -155,7 +158,7 @@ def _controlnet(files: ModelFiles, control: ControlParts, dtype: torch.dtype) ->
     )
 
 
-def _filled(build: Callable[[], nn.Module], state: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> nn.Module:
+def _filled(build: Callable[[], Any], state: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> Any:
     """A network around `state`, without drawing random weights first."""
     with torch.device("meta"):
         network = build()
@@ -167,9 +170,11 @@ def _filled(build: Callable[[], nn.Module], state: Mapping[str, Tensor], dtype: 
     return network
 
 
-def _place(module: Any, device: torch.device) -> Any:
-    # Convolutions are up to a fifth faster this way round, on CPUs and on GPUs with half precision.
-    return module.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
+def _place(module: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    module.requires_grad_(False).eval()
+    # Not the module's own `to`: diffusers' warns of every change of precision. Convolutions are faster channels last.
+    move: Any = nn.Module.to
+    return move(module, device=device, dtype=dtype, memory_format=torch.channels_last)
 
 
 def _defaults(path: Path, base: Base, control: ControlParts) -> dict[str, Any]:
@@ -183,10 +188,10 @@ def _defaults(path: Path, base: Base, control: ControlParts) -> dict[str, Any]:
 
 
 def _weights_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
-    """Bytes of all weights once loaded: U-Net and ControlNet in `dtype`, the rest in float32."""
-    half = [_part(files.base, "unet"), _part(files.control, "controlnet")]
-    whole = [files.tagger.weights, *(_part(files.base, name) for name in ("vae", "text_encoder") if files.base.is_dir())]
-    return sum(_parameters(path) * dtype.itemsize for path in half) + sum(_parameters(path) * 4 for path in whole)
+    """Bytes of all weights once loaded: text encoder and tagger in float32, the rest in `dtype`."""
+    in_dtype = {_part(files.base, "unet"), _part(files.base, "vae"), _part(files.control, "controlnet")}
+    in_float32 = {_part(files.base, "text_encoder"), files.tagger.weights} - in_dtype
+    return sum(_parameters(path) for path in in_dtype) * dtype.itemsize + sum(map(_parameters, in_float32)) * 4
 
 
 def _part(path: Path, name: str) -> Path:

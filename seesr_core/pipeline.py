@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from .denoiser import PIXELS_PER_LATENT, Denoiser
 from .errors import ImageError
 from .image import Picture, Sizes, as_rgb, finish, prepare_size, to_tensor
 from .image import prepare as prepare_image
-from .memory import Meter
+from .memory import Meter, one_sentence_when_exhausted
 from .models import Models
 from .placement import PictureVAE, PlacedDenoiser
 from .planning import count_tiles, default_tile_batch, require_resources
@@ -91,6 +91,12 @@ class SeeSRPipeline:
         lr_photos = _same_size(photos)
         sizes = prepare_size(*lr_photos[0].size, scale=settings.scale, min_size=settings.min_size)
         require_resources(self.models, settings, sizes, batch=len(lr_photos))
+        with one_sentence_when_exhausted("choose smaller tiles or a smaller scale, or close other programs"):
+            return self._run(lr_photos, sizes, settings, prompts)
+
+    def _run(
+        self, lr_photos: list[Image.Image], sizes: Sizes, settings: UpscaleSettings, prompts: Prompts | None
+    ) -> list[Result]:
         meter = Meter(self.models.device)
         with meter.phase("prompts"):
             prompts = prompts or self.read_prompts(lr_photos, settings)
@@ -144,10 +150,15 @@ class SeeSRPipeline:
         return decode_tiled(self._vae(), latent, tile_px=settings.vae_tile)
 
     def _vae(self) -> PictureVAE:
-        return PictureVAE(self.models.vae, self.models.device)
+        return PictureVAE(self.models.vae, self.models.device, self.models.dtype)
 
     def sample(
-        self, prepared: Tensor, z_lr: Tensor | None, states: Tensor, soft_prompt: Tensor | None, settings: UpscaleSettings
+        self,
+        prepared: Tensor,
+        z_lr: Tensor | None,
+        states: Tensor,
+        soft_prompt: Tensor | None,
+        settings: UpscaleSettings,
     ) -> Tensor:
         """Denoised latents (B, 4, h, w).
 

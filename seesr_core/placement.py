@@ -1,4 +1,4 @@
-"""Pictures and latents stay on the CPU, pictures in 8 bits; what a network needs of them travels to its device and back.
+"""Pictures (8 bits) and latents stay on the CPU; what a network needs of them travels to its device and back.
 
 So a device never holds more than a tile, and a picture costs three bytes a pixel however large it is.
 """
@@ -25,10 +25,11 @@ class PictureVAE(nn.Module):
     published implementation does before its colour fix.
     """
 
-    def __init__(self, vae: Any, device: torch.device) -> None:
+    def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.vae = vae
         self.device = device
+        self.dtype = dtype
 
     @property
     def config(self) -> Any:
@@ -37,13 +38,13 @@ class PictureVAE(nn.Module):
 
     def encode(self, image_u8: Tensor) -> SimpleNamespace:
         """`latents`: the mode of the posterior, not yet scaled."""
-        encoded = self.vae.encode(image_u8.to(self.device).float() / 127.5 - 1.0)
+        encoded = self.vae.encode((image_u8.to(self.device).float() / 127.5 - 1.0).to(self.dtype))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return SimpleNamespace(latents=latents.float().cpu())
 
     def decode(self, latents: Tensor) -> SimpleNamespace:
         """`sample`: the picture in 8 bits."""
-        decoded = self.vae.decode(latents.to(self.device)).sample.float()
+        decoded = self.vae.decode(latents.to(device=self.device, dtype=self.dtype)).sample.float()
         return SimpleNamespace(sample=to_u8((decoded + 1.0) / 2.0).cpu())
 
 

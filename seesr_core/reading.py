@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
@@ -170,7 +171,7 @@ def _check_range(image: Image.Image, source: Path) -> None:
     if image.mode == "F":
         raise ImageError(f"{source} holds floating-point values: expected 8 or 16 bits a channel. Convert it first.")
     if image.mode == "I":
-        low, high = image.getextrema()
+        low, high = np.asarray(image).min(), np.asarray(image).max()
         if low < 0 or high > 65535:
             raise ImageError(f"{source} holds values from {low} to {high}: expected 16 bits a channel (0 to 65535).")
 

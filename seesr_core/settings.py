@@ -94,8 +94,8 @@ class UpscaleSettings:
         _one_of("colour fix", self.color_fix, COLOR_FIXES)
         if self.start == "noise" and self.start_timestep != LAST_TIMESTEP:
             raise SettingsError(
-                f"Start 'noise' is pure noise, so the start timestep must be {LAST_TIMESTEP}, not {self.start_timestep}; "
-                "start 'lr' takes a lower one."
+                f"Start 'noise' is pure noise, so the start timestep must be {LAST_TIMESTEP}, not "
+                f"{self.start_timestep}; start 'lr' takes a lower one."
             )
 
     @classmethod

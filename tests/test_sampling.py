@@ -14,8 +14,17 @@ from seesr_core.errors import SettingsError
 from seesr_core.sampling import SOLVERS, RecordedNoise, StepNoise, sample, start_latent
 from seesr_core.schedule import BETA_END, BETA_START, acp_at, lr_embedding, timesteps
 
+from .golden import golden_dir
+from .parity.groups import pipeline as parity
+
 SHAPE = (1, 4, 4, 6)
 SD2 = {"beta_start": BETA_START, "beta_end": BETA_END, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+
+
+def test_parity_of_schedule_tiles_and_short_runs():
+    comparisons = list(parity.cases(golden_dir(), full=False))
+    assert any(comparison.quantity == "final" for comparison in comparisons)
+    assert [comparison.line() for comparison in comparisons if not comparison.ok] == []
 
 
 def randn(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:

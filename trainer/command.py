@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -23,6 +24,9 @@ Command = TypeVar("Command")
 INTERRUPTED = 130
 SETTINGS = tyro.conf.arg(name="")
 """Annotates the field `config` of a command: its settings become flags without a prefix."""
+
+# The help text joins lines; a topic of a recipe's docstring ("Hardware: …") is to start a line of its own.
+_TOPICS = re.compile(r"\n(?=[A-Z][a-z]+: )")
 
 
 def parse(
@@ -43,11 +47,15 @@ def parse(
     config = get_recipe(recipes, name or next(iter(recipes)))
     required = {f.name: tyro.MISSING for f in fields(command) if f.default is MISSING}  # type: ignore[arg-type]
     default = command(**{**required, "recipe": name or tyro.MISSING, "config": config})
-    return tyro.cli(command, args=arguments, default=default, prog=prog, description=_described(recipes))
+    description = f"{inspect.getdoc(command)}\n\n{_described(recipes, name)}"
+    return tyro.cli(command, args=arguments, default=default, prog=prog, description=description)
 
 
-def _described(recipes: Mapping[str, Callable[[], Any]]) -> str:
-    return "\n\n".join(f"Recipe {name}: {inspect.getdoc(recipe)}" for name, recipe in recipes.items())
+def _described(recipes: Mapping[str, Callable[[], Any]], chosen: str | None) -> str:
+    """Every recipe in one line, or all about the chosen one."""
+    if chosen:
+        return _TOPICS.sub("\n\n", f"Recipe {chosen}: {inspect.getdoc(recipes[chosen])}")
+    return "\n\n".join(f"Recipe {name}: {(inspect.getdoc(r) or '').splitlines()[0]}" for name, r in recipes.items())
 
 
 def run(action: Callable[[], object]) -> int:

@@ -36,7 +36,9 @@ class Photo:
 
 
 def read_photos(source: Path) -> list[Photo]:
-    """The photos of a folder (recursive, sorted), or of a JSON-lines list (`file` relative to the list, optional `tags`).
+    """The photos of a folder (recursive, sorted), or of a JSON-lines list.
+
+    A line of the list has `file`, relative to the list, and optionally `tags`.
 
     Raises:
         DataError: nothing is there, a line is no JSON object with `file`, or no photo was found.
@@ -81,7 +83,9 @@ def load_rgb(path: Path) -> Tensor:
 
 def seeded(*numbers: int) -> torch.Generator:
     """A CPU generator for a tuple of numbers such as (seed, stream, step); different tuples give unrelated streams."""
-    state = np.random.SeedSequence([number & 0xFFFFFFFF for number in numbers]).generate_state(2, np.uint32)
+    # SeedSequence ignores zeros at the end, so the count goes in front.
+    entropy = [len(numbers), *(number & 0xFFFFFFFF for number in numbers)]
+    state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
@@ -125,19 +129,18 @@ class Crops:
 
     def crop(self, index: int, generator: torch.Generator) -> Tensor:
         """A random crop of photo `index`, uint8 (3, size, size), flipped with probability ½."""
-        image = self._rescaled(self.images[index], generator)
-        top, left = (_randint(side - self.size + 1, generator) for side in image.shape[1:])
-        patch = image[:, top : top + self.size, left : left + self.size]
+        image = self.images[index]
+        scale = self.min_scale + (1 - self.min_scale) * float(torch.rand((), generator=generator))
+        region = min(round(self.size / max(scale, 1e-3)), *image.shape[1:])
+        top, left = (_randint(side - region + 1, generator) for side in image.shape[1:])
+        patch = self._resized(image[:, top : top + region, left : left + region])
         return patch.flip(2) if _randint(2, generator) else patch
 
-    def _rescaled(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        short = min(image.shape[1:])
-        scale = self.min_scale + (1 - self.min_scale) * float(torch.rand((), generator=generator))
-        scale = max(scale, self.size / short)
-        if abs(scale - 1) < 1e-3:
-            return image
-        sides = [max(self.size, round(side * scale)) for side in image.shape[1:]]
-        resized = torch.nn.functional.interpolate(image[None].float(), sides, mode="bicubic", antialias=True)
+    def _resized(self, patch: Tensor) -> Tensor:
+        if patch.shape[1] == self.size:
+            return patch
+        sides = (self.size, self.size)
+        resized = torch.nn.functional.interpolate(patch[None].float(), sides, mode="bicubic", antialias=True)
         return resized[0].round_().clamp_(0, 255).to(torch.uint8)
 
     def batch(self, step: int, count: int) -> tuple[Tensor, list[int]]:

@@ -1,7 +1,8 @@
 """The training loop that every stage shares, readable from top to bottom.
 
 All that is random in a step derives from (seed, step), and a checkpoint holds weights, optimizer and the step. The same
-command therefore goes on after an interruption with the losses of an uninterrupted run, bit for bit on one machine in fp32.
+command therefore goes on after an interruption with the losses of an uninterrupted run, in fp32 on one machine bit for
+bit.
 """
 
 from __future__ import annotations
@@ -92,8 +93,9 @@ class LoopConfig:
 class Task(Protocol):
     """What a stage has to offer to the loop."""
 
-    trained: nn.Module
-    """Holds every trained parameter (frozen ones have `requires_grad=False` and are not saved)."""
+    @property
+    def trained(self) -> nn.Module:
+        """Holds every trained parameter (frozen ones have `requires_grad=False` and are not saved)."""
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of a step, with further figures for the log. Deterministic in `step`."""
@@ -234,7 +236,8 @@ def _save(
         state = optimizer.state.get(parameter, {})
         tensors |= {f"{key}.{name}": value for key, value in state.items() if key in _MOMENTS}
     step, meter = progress
-    metadata = {"format": "seesr-training", "step": str(step), "facts": json.dumps(facts), "meter": json.dumps(vars(meter))}
+    state = {"step": step, "facts": facts, "meter": vars(meter)}
+    metadata = {"format": "seesr-training", **{name: json.dumps(value) for name, value in state.items()}}
     with atomic_write(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
@@ -254,13 +257,13 @@ def _resume(
         (path.parent / "log.jsonl").unlink(missing_ok=True)
         return 0, _Meter()
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        metadata, saved = file.metadata(), set(file.keys())
         _check_same_run(path, json.loads(metadata["facts"]), facts)
         for name, parameter in parameters.items():
             parameter.data.copy_(file.get_tensor(f"weights.{name}"))
             if name in average:
                 average[name].copy_(file.get_tensor(f"average.{name}"))
-            moments = {key: file.get_tensor(f"{key}.{name}") for key in _MOMENTS if f"{key}.{name}" in file.keys()}
+            moments = {key: file.get_tensor(f"{key}.{name}") for key in _MOMENTS if f"{key}.{name}" in saved}
             device = parameter.device
             optimizer.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in moments.items()}
     step = int(metadata["step"])
@@ -283,6 +286,14 @@ def _check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
 def _cut_log(path: Path, step: int) -> None:
     """Drop the lines of steps that will be run again."""
     if path.exists():
-        lines = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
+        lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; a line cut off by the end of the process belongs to a step that no checkpoint has."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

@@ -2,8 +2,9 @@
 
     python -m trainer.stage1 --recipe NAME --teacher FILE --data PATH --out DIR [--loop.steps N …]
 
-The teacher looks at the HR photo, the student (the same weights with a low-rank adapter) at its degraded version, enlarged
-to the same size; both prompts of the student are pulled to the teacher's. Out come the adapter and the merged DAPE.
+The teacher looks at the HR photo, the student (the same weights with a low-rank adapter) at its degraded version,
+enlarged to the same size; both prompts of the student are pulled to the teacher's. Out come the adapter and the merged
+DAPE.
 """
 
 from __future__ import annotations
@@ -213,7 +214,9 @@ def hold_out(photos: Sequence[Photo], count: int) -> tuple[list[Photo], list[Pho
         DataError: nothing would be left to train on.
     """
     if len(photos) <= count:
-        raise DataError(f"{len(photos)} photos are too few: {count} are kept out to be shown. Add photos or lower samples.")
+        raise DataError(
+            f"{len(photos)} photos are too few: {count} are kept out to be shown. Add photos or lower samples."
+        )
     shown = {index * len(photos) // count for index in range(count)}
     return [p for i, p in enumerate(photos) if i not in shown], [p for i, p in enumerate(photos) if i in shown]
 
@@ -256,7 +259,9 @@ def export(
     student.load_state_dict(dict(tensors), strict=False)
     student.cpu().eval()
     adapter = get_peft_model_state_dict(student, save_embedding_layers=False)
-    write_adapter(out / "dape-lora.safetensors", adapter, _plain(student.peft_config["default"].to_dict()), source=source)
+    write_adapter(
+        out / "dape-lora.safetensors", adapter, _plain(student.peft_config["default"].to_dict()), source=source
+    )
     merged = fuse_qkv(student.merge_and_unload())
     dtype = {"fp16": torch.float16, "fp32": torch.float32}[config.export]
     write_dape(out / "dape.safetensors", merged, vocabulary, source=source, dtype=dtype)

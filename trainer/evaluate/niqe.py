@@ -20,6 +20,7 @@ MIN_BLOCKS = 2
 _SCALES = (1, 2)
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _RESIZE_MARGIN = 8
+_ROUNDING_NOISE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,8 +38,8 @@ class NiqeModel:
 def niqe(luma_HW: Tensor, model: NiqeModel) -> float | None:
     """NIQE of a luma in levels 0 … 255, rounded to whole levels first.
 
-    The picture is cut to whole blocks of 96² from its top left corner. None where fewer than two blocks with any texture
-    remain: their covariance does not exist.
+    The picture is cut to whole blocks of 96² from its top left corner. None where fewer than two blocks with any
+    texture remain: their covariance does not exist.
     """
     height, width = (side // BLOCK * BLOCK for side in luma_HW.shape)
     if height * width < MIN_BLOCKS * BLOCK**2:
@@ -58,7 +59,9 @@ def _at_scale(luma_HW: Tensor, scale: int) -> Tensor:
     if scale == 1:
         return luma_HW
     margin = _RESIZE_MARGIN * scale
-    shrunk = F.interpolate(_mirrored(luma_HW, margin)[None, None], scale_factor=1 / scale, mode="bicubic", antialias=True)
+    shrunk = F.interpolate(
+        _mirrored(luma_HW, margin)[None, None], scale_factor=1 / scale, mode="bicubic", antialias=True
+    )
     return shrunk[0, 0, _RESIZE_MARGIN:-_RESIZE_MARGIN, _RESIZE_MARGIN:-_RESIZE_MARGIN]
 
 
@@ -78,12 +81,17 @@ def _features(luma_HW: Tensor, window: Tensor, side: int) -> Tensor:
 
 
 def _normalized(luma_HW: Tensor, window: Tensor) -> Tensor:
-    """(luma − local mean) / (local deviation + 1), borders repeated."""
+    """(luma − local mean) / (local deviation + 1), borders repeated.
+
+    Where the picture is perfectly flat, rounding noise would decide on which side of zero a pixel counts, so that
+    implementations and processors disagree by some hundredths; here such a pixel is zero.
+    """
     reach = window.shape[0] // 2
     maps = torch.stack([luma_HW, luma_HW.square()])[:, None]
     mean, square = F.conv2d(F.pad(maps, (reach,) * 4, mode="replicate"), window[None, None])[:, 0]
     deviation = (square - mean.square()).abs().sqrt()
-    return (luma_HW - mean) / (deviation + 1)
+    normalized = (luma_HW - mean) / (deviation + 1)
+    return torch.where(normalized.abs() < _ROUNDING_NOISE, 0.0, normalized)
 
 
 def _own_shape(x_NP: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +108,10 @@ def _product_shape(x_NP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fit(x_NP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Asymmetric generalised Gaussian by moments: shape, left and right scale, each (N,); NaN scales if a side is empty."""
+    """Asymmetric generalised Gaussian by moments: shape, left and right scale, each (N,).
+
+    A block with an empty side has NaN as that scale and the smallest shape, as in the published code.
+    """
     left, right = _one_sided_deviation(x_NP, x_NP < 0), _one_sided_deviation(x_NP, x_NP > 0)
     balance = left / right
     ratio = x_NP.abs().mean(1).square() / x_NP.square().mean(1)

@@ -178,6 +178,17 @@ class Builder:
         write_dape(folder / DAPE_FILE, dape, vocabulary, source="nano, stage 1")
         control = read_control(self.parts["control"][0])
         write_control(folder / CONTROL, replace(control, defaults=self.config.defaults))
+        self._write_attributions(folder / "ATTRIBUTIONS.tsv")
+
+    def _write_attributions(self, path: Path) -> None:
+        """Licence and author of every training photo, from a list whose lines have them."""
+        if self.source.is_dir():
+            return
+        entries = [json.loads(line) for line in self.source.read_text("utf-8").splitlines()]
+        rows = [[Path(entry["file"]).name, *(entry.get(key, "") for key in ("licence", "attribution"))] for entry in entries]
+        if any(row[1] for row in rows):
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
 
     def _vae(self) -> nn.Module:
         return _filled(build_autoencoder(), load_file(self.parts["autoencoder"][0]))

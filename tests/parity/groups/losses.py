@@ -1,7 +1,7 @@
 """Both training losses with the gradients they send into the trained weights (paper equations 1 and 2).
 
-Stage 1 runs the full-size tagger, stage 2 the tiny networks. Gradients differ between builds more than outputs do: they sum
-over thousands of positions, and many of them nearly cancel. Tolerances are therefore relative to each quantity's own size.
+Stage 1 runs the full-size tagger, stage 2 the tiny networks. Gradients differ between builds more than outputs do:
+they sum over thousands of positions, and many nearly cancel. Tolerances are therefore relative to each quantity's size.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -37,9 +37,11 @@ from .pipeline import rule_made, salts
 GROUP = "losses"
 ENCODERS = {"swin_l": SwinConfig(), "swin_b": SwinConfig(embed_dim=128, num_heads=(4, 8, 16, 32))}
 LATENTS, PRED, FEATURES, LOGITS = 1e-6, 1e-4, 1e-4, 5e-4
-LOSS, GRADIENT = 1e-5, 1e-3
-"""Relative to the expected value, or to a tensor's largest; norms below `FLOOR` are compared as if they were that large."""
-FLOOR = 1e-5
+LOSS, GRADIENT = 1e-5, 1e-4
+"""Relative to the expected value, or to a tensor's largest element. Against float64, the tiny networks' gradients in
+float32 are off by up to 6e-6 of the largest element, and their norms by up to 1.5e-6."""
+FLOOR = 1e-6
+"""Norms below this are compared as if they were that large."""
 
 
 def cases(folder: Path, *, full: bool) -> Iterator[Comparison]:
@@ -50,7 +52,7 @@ def cases(folder: Path, *, full: bool) -> Iterator[Comparison]:
     if (root / "stage2_full_trainable.json.gz").is_file():
         yield from full_size_cases(folder)
     for meta_file in sorted(root.glob("stage1_*_meta.json")) if full else ():
-        yield from stage1_cases(folder, meta_file.name.removeprefix("stage1_").removesuffix("_meta.json"))
+        yield from stage1_cases(folder, meta_file.name.removesuffix("_meta.json"))
 
 
 def stage2_cases(folder: Path) -> Iterator[Comparison]:
@@ -78,9 +80,7 @@ def _tiny_networks(nets: Path, meta: Mapping[str, Any]) -> Networks:
     controlnet = rule_made(build_controlnet(_read(nets / "tiny_controlnet_config.json")), controlnet_salt)
     absent = nn.Identity()
     dape = cast(DAPE, absent)
-    return Networks(
-        unet=unet, controlnet=controlnet, vae=absent, text_encoder=absent, tokenizer=None, dape=dape
-    )
+    return Networks(unet=unet, controlnet=controlnet, vae=absent, text_encoder=absent, tokenizer=None, dape=dape)
 
 
 def _stage2_parameters(networks: Networks) -> dict[str, nn.Parameter]:
@@ -127,17 +127,21 @@ def full_size_cases(folder: Path) -> Iterator[Comparison]:
     with gzip.open(folder / GROUP / "stage2_full_trainable.json.gz", "rt", encoding="utf-8") as handle:
         listed = json.load(handle)
     with torch.device("meta"):
-        rca = rca_parameters(build_unet(_read(folder / "unet_controlnet" / "full_unet_config.json")))
+        unet: Any = build_unet(_read(folder / "unet_controlnet" / "full_unet_config.json"))
+    rca = rca_parameters(unet)
     count = sum(p.numel() for p in rca.values())
-    yield Comparison.equal(GROUP, "stage2_full", "unet_trainable_keys", sorted(rca), sorted(listed["unet_trainable_keys_full"]))
+    yield Comparison.equal(
+        GROUP, "stage2_full", "unet_trainable_keys", sorted(rca), sorted(listed["unet_trainable_keys_full"])
+    )
     yield Comparison.equal(GROUP, "stage2_full", "n_keys", len(rca), listed["n_keys"])
     yield Comparison.equal(GROUP, "stage2_full", "n_params", count, listed["n_params"])
 
 
-def stage1_cases(folder: Path, variant: str) -> Iterator[Comparison]:
+def stage1_cases(folder: Path, case: str) -> Iterator[Comparison]:
     """Equation 1 of a full-size tagger against its own adapted copy, dropout off."""
-    case, root = f"stage1_{variant}", folder / GROUP
+    root = folder / GROUP
     meta = _read(root / f"{case}_meta.json")
+    variant: str = meta["variant"]
     inputs = load_file(root / f"{case}_inputs.safetensors")
     expected = load_file(root / f"{case}_outputs.safetensors")
     clean, degraded = (normalize(inputs[key].permute(0, 3, 1, 2).float() / 255) for key in ("gt_u8_bhwc", "lq_u8_bhwc"))
@@ -199,7 +203,7 @@ def _adapter_cases(
     yield from _gradients(case, gradients, meta["grad_norm_by_param"], expected)
     groups: dict[str, float] = {}
     for name, gradient in gradients.items():
-        group = next(g for g in meta["grad_norm_by_group"] if name.startswith(g[:-6]) and name.endswith(g[-6:]))
+        group = _group(name, meta["grad_norm_by_group"])
         groups[group] = math.hypot(groups.get(group, 0.0), gradient.norm().item())
     yield _norms(case, "grad_norm_by_group", groups, meta["grad_norm_by_group"])
     total = torch.tensor(math.hypot(*groups.values()))
@@ -209,8 +213,18 @@ def _adapter_cases(
         with gzip.open(key_list, "rt", encoding="utf-8") as handle:
             untrained = {key: entry["shape"] for key, entry in json.load(handle).items() if key not in gradients}
         count = sum(g.numel() for g in gradients.values()) + sum(math.prod(shape) for shape in untrained.values())
-        yield Comparison.equal(GROUP, case, "lora_params_without_grad", len(untrained), meta["lora_params_without_grad"])
+        yield Comparison.equal(
+            GROUP, case, "lora_params_without_grad", len(untrained), meta["lora_params_without_grad"]
+        )
         yield Comparison.equal(GROUP, case, "n_trainable", count, meta["n_trainable"])
+
+
+def _group(name: str, groups: Collection[str]) -> str:
+    """The group such as `visual_encoder.layers.0:lora_A` that a parameter belongs to, else its own name."""
+    parts = {group: group.rpartition(":") for group in groups}
+    return next(
+        (g for g, (stem, _, half) in parts.items() if name.startswith(f"{stem}.") and name.endswith(half)), name
+    )
 
 
 def _gradients(

@@ -46,9 +46,9 @@ class Fixture:
 
     @classmethod
     def load(cls, folder: Path) -> Fixture:
-        """Read `folder`/pipeline; configurations come from `folder`/unet_controlnet, weights from the rule."""
+        """Read `folder`/pipeline; the networks come from another group's configurations and the weight rule."""
         meta = json.loads((folder / GROUP / "meta.json").read_text(encoding="utf-8"))
-        nets = folder / "unet_controlnet"
+        nets = networks_folder(folder)
         unet_salt, controlnet_salt = salts(meta, nets)
         return cls(
             meta=meta,
@@ -57,6 +57,17 @@ class Fixture:
             unet=rule_made(build_unet(_read(nets / "tiny_unet_config.json")), unet_salt),
             controlnet=rule_made(build_controlnet(_read(nets / "tiny_controlnet_config.json")), controlnet_salt),
         )
+
+
+def networks_folder(folder: Path) -> Path:
+    """`folder`/unet_controlnet; where `folder` lacks that group, the standard golden folder's."""
+    nets = folder / "unet_controlnet"
+    if not nets.is_dir():
+        from ...golden import find_golden
+
+        golden = find_golden()
+        nets = golden / "unet_controlnet" if golden else nets
+    return nets
 
 
 def salts(meta: Mapping[str, Any], nets: Path) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""The command line: `python -m seesr_core upscale` and `tags`."""

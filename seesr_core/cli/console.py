@@ -1,0 +1,47 @@
+"""What a person sees: lines, and a progress bar where there is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+
+def say(line: str) -> None:
+    """A line of the command's own output."""
+    _write(sys.stdout, line)
+
+
+def say_error(line: str) -> None:
+    """A line about something that went wrong."""
+    _write(sys.stderr, line)
+
+
+def _write(stream: TextIO, line: str) -> None:
+    encoding = stream.encoding or "utf-8"
+    stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+
+
+def is_terminal() -> bool:
+    """Whether a person watches: progress and summaries are for them alone."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that draws a bar with the time left; it does nothing without a terminal."""
+    if not is_terminal():
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=name, unit="call", leave=False, bar_format="{desc}: {percentage:3.0f}% |{bar}| {remaining} left"
+    ) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

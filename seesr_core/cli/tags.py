@@ -1,0 +1,61 @@
+"""`tags IN`: what the tagger sees on a photo or on all photos of a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..dape import DAPE, Tag, Vocabulary, prepare
+from ..image import to_tensor
+from ..models import load_tagger
+from ..reading import read_photo
+from .console import say
+from .failures import Failures
+from .jobs import plan_reading
+from .upscale import add_common_options
+
+
+def add_command(commands: Any) -> None:
+    """Register the command with argparse."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "tags",
+        help="print the tags of a photo or of a folder of photos",
+        description="Print the tags of photos with their scores, the strongest first.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="photo or folder")
+    parser.add_argument("--threshold", type=float, default=1.0, metavar="X", help="factor on every tag's own threshold")
+    parser.add_argument("--language", choices=("en", "zh"), default="en", help="language of the tags")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each photo")
+    add_common_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Execute the command; returns the exit code."""
+    plan = plan_reading(arguments.source)
+    failures, entries = Failures(keep_going=plan.many), []
+    dape, vocabulary = load_tagger(arguments.model, device=arguments.device)
+    for photo in (job.source for job in plan.jobs):
+        with failures.guard(photo):
+            found = _tags(photo, dape, vocabulary, arguments)
+            entries.append({"file": str(photo), "tags": [asdict(tag) for tag in found]})
+            if not arguments.json:
+                say(f"{photo}: {', '.join(f'{tag.name} {tag.score:.2f}' for tag in found) or 'no tags'}")
+    if arguments.json:
+        say(json.dumps(entries, ensure_ascii=False, indent=1))
+    return failures.list(len(plan.jobs))
+
+
+@torch.no_grad()
+def _tags(photo: Path, dape: DAPE, vocabulary: Vocabulary, arguments: argparse.Namespace) -> list[Tag]:
+    rgb = read_photo(photo, frame=arguments.frame).rgb
+    device = next(dape.parameters()).device
+    logits = dape(prepare(to_tensor(rgb), dape.config.swin.image_size).to(device)).logits_BN
+    (tags,) = vocabulary.select(logits, threshold=arguments.threshold, language=arguments.language)
+    return sorted(tags, key=lambda tag: -tag.score)

@@ -1,0 +1,186 @@
+"""`upscale IN OUT`: a photo or a folder of photos, larger."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..color import COLOR_FIXES
+from ..devices import AUTO, DTYPES
+from ..errors import SettingsError
+from ..files import atomic_write
+from ..image import final_size
+from ..model_files import NANO
+from ..models import load_models
+from ..pipeline import SeeSRPipeline
+from ..reading import read_photo
+from ..report import Report
+from ..sampling import SOLVERS, START_POINTS
+from ..schedule import SPACINGS
+from ..settings import UpscaleSettings
+from ..writing import check_fits, check_writable, save_picture
+from .console import is_terminal, progress_bar, say
+from .failures import Failures
+from .jobs import Job, Plan, plan_upscale
+
+log = logging.getLogger(__name__)
+
+_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--scale", {"type": float, "metavar": "X", "help": "result size over photo size (4)"}),
+    ("--steps", {"type": int, "metavar": "N", "help": "steps of the whole schedule"}),
+    ("--cfg", {"type": float, "metavar": "C", "help": "guidance scale; 1 is off and twice as fast"}),
+    ("--seed", {"type": int, "metavar": "S", "help": "the same seed gives the same result (0)"}),
+    ("--start", {"choices": START_POINTS, "help": "start from the noised photo or from pure noise (lr)"}),
+    ("--start-timestep", {"type": int, "metavar": "T", "help": "noise of the start, 0 to 999; less keeps more"}),
+    ("--spacing", {"choices": SPACINGS, "help": "how the steps lie in the schedule"}),
+    ("--solver", {"choices": SOLVERS, "help": "the sampler (ddpm)"}),
+    ("--tile", {"type": int, "metavar": "PX", "help": "side of a denoised tile in pixels of the result"}),
+    ("--overlap", {"type": int, "metavar": "PX", "help": "pixels that neighbouring tiles share"}),
+    ("--tile-batch", {"type": int, "metavar": "N", "help": "tiles denoised at once (0: choose)"}),
+    ("--vae-tile", {"type": int, "metavar": "PX", "help": "side of a tile of the autoencoder"}),
+    ("--color-fix", {"choices": COLOR_FIXES, "help": "how the result gets the photo's colours"}),
+    ("--prompt", {"metavar": "TEXT", "help": "your words, after the tags"}),
+    ("--added-prompt", {"metavar": "TEXT", "help": "words that always follow"}),
+    ("--negative", {"metavar": "TEXT", "help": "what to lead away from"}),
+    ("--no-tags", {"dest": "use_tags", "action": "store_false", "help": "leave the tags out of the prompt"}),
+    ("--threshold", {"type": float, "metavar": "X", "help": "factor on every tag's own threshold (1)"}),
+    ("--control-scale", {"type": float, "metavar": "X", "help": "strength of the ControlNet (1)"}),
+    ("--rca-scale", {"type": float, "metavar": "X", "help": "strength of the soft prompt (1)"}),
+)
+"""One for each setting; what is not given is the model's choice."""
+
+
+def add_command(commands: Any) -> None:
+    """Register the command with argparse."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "upscale",
+        help="upscale a photo or a folder of photos",
+        description="Upscale a photo, or all photos of a folder; photos whose result exists are skipped in a folder.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="photo or folder")
+    parser.add_argument("target", metavar="OUT", type=Path, help="file (.png .jpg .webp .tif) or folder (gets .png)")
+    settings = parser.add_argument_group("how (defaults come with the model)")
+    for flag, options in _OPTIONS:
+        settings.add_argument(flag, default=argparse.SUPPRESS, **options)
+    add_common_options(parser)
+    parser.add_argument("--dtype", default=AUTO, choices=(AUTO, *DTYPES), help="precision of the networks")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    parser.add_argument("--json", type=Path, metavar="REPORT", help="write a report: tags, sizes, seconds, memory")
+    parser.set_defaults(run=run)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that runs a model on photos."""
+    parser.add_argument(
+        "--model", default=NANO, metavar="NAME_OR_DIR", help=f"{NANO} (embedded) or a folder of weights"
+    )
+    parser.add_argument("--device", default=AUTO, help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--frame", type=int, metavar="N", help="which frame (from 0) of an animation or page of a file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Execute the command; returns the exit code."""
+    plan = plan_upscale(arguments.source, arguments.target, overwrite=arguments.overwrite)
+    _check_report(arguments.json)
+    batch = _Batch(arguments=arguments, plan=plan, failures=Failures(keep_going=plan.many))
+    if plan.many and plan.jobs:
+        batch.load()
+    try:
+        batch.run()
+    finally:
+        batch.write_report()
+    return batch.failures.list(len(plan.jobs) + len(plan.done))
+
+
+def _check_report(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() != ".json":
+        raise SettingsError(f"The report must be named *.json, not {path}.")
+    check_writable(path)
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """The photos of one command."""
+
+    arguments: argparse.Namespace
+    plan: Plan
+    failures: Failures
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def pipeline(self) -> SeeSRPipeline:
+        """Loaded when it is first needed: a bad photo is found sooner, and finished folders need no model."""
+        given = self.arguments
+        return SeeSRPipeline(models=load_models(given.model, device=given.device, dtype=given.dtype))
+
+    @cached_property
+    def settings(self) -> UpscaleSettings:
+        names = {item.name for item in fields(UpscaleSettings)}
+        return self.pipeline.settings(**{k: value for k, value in vars(self.arguments).items() if k in names})
+
+    def load(self) -> None:
+        """Load the model now: one that cannot be loaded is no fault of the first photo of a folder."""
+        log.debug("%s", self.settings)
+
+    def run(self) -> None:
+        """Upscale everything that has no result yet."""
+        self._announce()
+        for number, job in enumerate(self.plan.jobs, 1):
+            with self.failures.guard(job.source):
+                self._upscale(job, f"[{number}/{len(self.plan.jobs)}] {job.source.name}")
+
+    def _announce(self) -> None:
+        if self.plan.left_out:
+            names = ", ".join(path.name for path in self.plan.left_out)
+            log.warning("left out, not pictures by their suffix: %s", names)
+        if self.plan.done:
+            log.info("%d of the photos have their result already", len(self.plan.done))
+
+    def _upscale(self, job: Job, label: str) -> None:
+        photo = read_photo(job.source, frame=self.arguments.frame)
+        for note in photo.notes:
+            log.info("%s: %s", job.source, note)
+        pipeline, settings = self.pipeline, self.settings
+        check_fits(job.target, final_size(photo.size, settings.scale), alpha=photo.alpha is not None)
+        with progress_bar(label) as pipeline.progress:
+            result = pipeline(photo.rgb, settings)
+        save_picture(job.target, photo.like(result.image), icc=photo.icc)
+        self.entries.append(_entry(job, "done", notes=photo.notes, **result.report.to_dict()))
+        if is_terminal():
+            say(summary(job, result.report))
+
+    def write_report(self) -> None:
+        """One photo: its entry. A folder: entries of all photos that were reached."""
+        if self.arguments.json is None or not (self.entries or self.plan.many):
+            return
+        content = self._folder_report() if self.plan.many else self.entries[0]
+        with atomic_write(self.arguments.json) as temporary:
+            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    def _folder_report(self) -> dict[str, Any]:
+        skipped = [_entry(job, "skipped") for job in self.plan.done]
+        failed = [
+            {"input": str(path), "status": "failed", "error": text} for path, text in self.failures.messages.items()
+        ]
+        return {
+            "photos": [*self.entries, *skipped, *failed],
+            "left_out": [str(path) for path in self.plan.left_out],
+        }
+
+
+def _entry(job: Job, status: str, **more: Any) -> dict[str, Any]:
+    return {"input": str(job.source), "output": str(job.target), "status": status, **more}
+
+
+def summary(job: Job, report: Report) -> str:
+    """One line about a finished photo."""
+    (width, height), tags = report.sizes.final, ", ".join(tag.name for tag in report.tags)
+    return f"{job.target}: {width}×{height} in {report.seconds:.1f} s; tags: {tags or 'none'}"

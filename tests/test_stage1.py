@@ -1,0 +1,266 @@
+"""Stage 1: what is trained and what is not, the run from the command line, its files, and refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from seesr_core.checkpoints.ram import read_adapter, read_dape, write_dape
+from seesr_core.dape import DAPE, Vocabulary, merge_published_lora
+from seesr_core.errors import DataError, SettingsError
+from trainer import stage1
+from trainer.data import Photo, read_photos
+from trainer.loop import train
+from trainer.recipes import STAGE1_RECIPES, STAGE2_RECIPES, Stage1Config, get_recipe
+from trainer.stage1 import Stage1Task, add_lora, export, hold_out, read_teacher
+
+from .dape_nets import CONFIG, images, seeded, tiny_dape
+
+VOCABULARY = Vocabulary(tags=tuple(f"tag {i}" for i in range(CONFIG.num_tags)), thresholds=torch.full((11,), 0.5))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photos of coloured blobs."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(4):
+        blobs = np.random.default_rng(index).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(blobs).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "tagger.safetensors"
+    write_dape(path, tiny_dape(), VOCABULARY, dtype=torch.float32)
+    return path
+
+
+def debug(**loop: Any) -> Stage1Config:
+    config = get_recipe(STAGE1_RECIPES, "debug")
+    return replace(config, loop=replace(config.loop, **loop), export="fp32")
+
+
+def make_task(photos: Path, config: Stage1Config | None = None) -> Stage1Task:
+    return Stage1Task(config or debug(), tiny_dape(), VOCABULARY, read_photos(photos))
+
+
+def arguments(teacher: Path, photos: Path, out: Path, *more: str) -> list[str]:
+    return ["--recipe", "debug", "--teacher", str(teacher), "--data", str(photos), "--out", str(out), *more]
+
+
+def test_the_student_starts_as_the_teacher_and_only_adapters_are_trained() -> None:
+    teacher = tiny_dape().requires_grad_(False)
+    student = add_lora(copy.deepcopy(teacher), debug(), seeded()).eval()
+    torch.testing.assert_close(student(images()).logits_BN, teacher(images()).logits_BN, rtol=0, atol=1e-6)
+    trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    # q and v of four blocks, query and key of two layers, A and B of each.
+    assert len(trained) == (4 * 2 + 2 * 2) * 2
+    assert all(".lora_A." in name or ".lora_B." in name for name in trained)
+
+
+def test_adapters_start_from_the_given_generator_and_leave_the_global_one_alone() -> None:
+    taggers = [(tiny_dape(), seed) for seed in (0, 0, 1)]
+    before = torch.get_rng_state()
+    one, same, other = (add_lora(tagger, debug(), seeded(seed)).state_dict() for tagger, seed in taggers)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    name = next(key for key in one if ".lora_A." in key)
+    assert not torch.equal(one[name], other[name])
+    bound = one[name].shape[1] ** -0.5
+    assert 0.8 * bound < one[name].abs().max() <= bound
+
+
+def test_a_step_sends_gradients_to_the_adapters_and_repeats_itself(photos: Path) -> None:
+    task = make_task(photos)
+    losses = []
+    for step in (0, 0, 1):
+        torch.manual_seed(0)
+        loss, figures = task.loss(step)
+        losses.append(loss.item())
+        assert loss.item() == pytest.approx(figures["tokens"] + figures["logits"], rel=1e-6)
+    loss.backward()
+    reached = [p.grad is not None and bool(p.grad.any()) for n, p in task.trained.named_parameters() if "lora_B" in n]
+    assert len(reached) == 12
+    assert all(reached)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_dropout_is_active_in_the_student_and_not_in_the_teacher(photos: Path) -> None:
+    task = make_task(photos)
+    assert task.trained.training
+    assert not task.teacher.training
+    losses = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        losses.add(task.loss(0)[0].item())
+    assert len(losses) == 2
+
+
+def test_the_weight_of_the_logits_is_lambda(photos: Path) -> None:
+    task = make_task(photos, replace(debug(), logits_weight=3.0))
+    loss, figures = task.loss(0)
+    assert loss.item() == pytest.approx(figures["tokens"] + 3 * figures["logits"], rel=1e-6)
+
+
+def test_training_on_one_batch_brings_the_student_nearer_to_the_teacher(photos: Path) -> None:
+    task = make_task(photos)
+    task.trained.eval()
+    optimizer = torch.optim.AdamW([p for p in task.trained.parameters() if p.requires_grad], lr=0.02)
+    figures = []
+    for _ in range(12):
+        loss, _ = task.loss(0)
+        figures.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert figures[-1] < 0.9 * figures[0]
+
+
+def test_the_command_trains_and_writes_everything(
+    teacher_file: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert stage1.main(arguments(teacher_file, photos, tmp_path, "--export", "fp32", "--loop.steps", "3")) == 0
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"loss", "tokens", "logits", "grad_norm", "lr", "seconds"} <= lines[0].keys()
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
+        f"{step:07d}.{kind}" for step in (2, 3) for kind in ("json", "png")
+    ]
+    report = json.loads((tmp_path / "samples" / "0000003.json").read_text("utf-8"))
+    assert report["photos"][0].keys() == {"photo", "teacher_on_hr", "plain_on_lr", "dape_on_lr"}
+    assert report["loss_plain"] != report["loss_dape"]
+    with Image.open(tmp_path / "samples" / "0000003.png") as picture:
+        assert picture.size == (32, 64)
+    with safe_open(tmp_path / "dape.safetensors", "pt") as file:
+        assert file.metadata()["source"] == (
+            f"stage 1, recipe debug, teacher tagger.safetensors, photos {photos.name}, 3 steps"
+        )
+
+
+def test_adapter_and_merged_file_are_one_model(teacher_file: Path, photos: Path, tmp_path: Path) -> None:
+    task = make_task(photos, debug(learning_rate=0.05))
+    tensors = train(task, task.config.loop, tmp_path)
+    task.trained.load_state_dict(tensors, strict=False)
+    expected = task.trained.eval()(images()).logits_BN
+    merged, vocabulary = read_dape(export(task.trained, tensors, task.config, VOCABULARY, tmp_path, source="test"))
+    assert vocabulary.tags == VOCABULARY.tags
+    torch.testing.assert_close(merged(images()).logits_BN, expected, rtol=0, atol=1e-5)
+    adapter, scaling = read_adapter(tmp_path / "dape-lora.safetensors")
+    teacher, _ = read_dape(teacher_file)
+    again = DAPE.from_state_dict(merge_published_lora(teacher.state_dict(), adapter, scaling=scaling), CONFIG)
+    torch.testing.assert_close(again(images()).logits_BN, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(teacher(images()).logits_BN, expected, atol=1e-3)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -> None:
+    expected = train(make_task(photos), debug().loop, tmp_path / "whole")
+    train(make_task(photos), debug(steps=3).loop, tmp_path / "cut")
+    resumed = train(make_task(photos), debug().loop, tmp_path / "cut")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_a_folder_of_another_run_is_refused(
+    teacher_file: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert stage1.main(arguments(teacher_file, photos, tmp_path, "--loop.steps", "1")) == 0
+    with caplog.at_level(logging.ERROR):
+        assert stage1.main(arguments(teacher_file, photos, tmp_path, "--degradation.sharpen.weight", "0.2")) == 1
+    assert "other settings (degradation.sharpen.weight: 0.5 -> 0.2)" in caplog.text
+
+
+def test_the_identity_tells_teachers_and_photos_apart(photos: Path) -> None:
+    task = make_task(photos)
+    other_teacher = Stage1Task(debug(), tiny_dape(seed=1), VOCABULARY, read_photos(photos))
+    fewer_photos = Stage1Task(debug(), tiny_dape(), VOCABULARY, read_photos(photos)[:3])
+    differing = [
+        {name for name, value in task.identity().items() if other.identity()[name] != value}
+        for other in (other_teacher, fewer_photos)
+    ]
+    assert differing == [{"teacher"}, {"photos"}]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--crop", "3"), "crop must be at least the 14 pixels the degradation needs, found 3"),
+        (("--rank", "0"), "rank, alpha and samples must be at least 1, found 0"),
+        (("--min-scale", "2"), r"min_scale must lie in \[0, 1\], found 2"),
+        (("--logits-weight", "-1"), "logits_weight must not be negative"),
+        (("--recipe", "debgu"), "There is no recipe 'debgu'; there are paper, nano, debug. Did you mean 'debug'?"),
+        (("--data", "/nowhere"), "/nowhere does not exist; expected a folder of photos"),
+        (("--teacher", "/nowhere.safetensors"), "/nowhere.safetensors"),
+        (("--samples", "4"), "4 photos are too few: 4 are kept out to be shown"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_and_exit_status_1(
+    teacher_file: Path,
+    photos: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    more: tuple[str, str],
+    message: str,
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        assert stage1.main(arguments(teacher_file, photos, tmp_path, *more)) == 1
+    [record] = caplog.records
+    assert message.replace("\\", "") in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_the_photos_shown_are_not_trained_on() -> None:
+    listed = [Photo(Path(f"{index}.png")) for index in range(10)]
+    training, shown = hold_out(listed, 3)
+    assert [photo.path.stem for photo in shown] == ["0", "3", "6"]
+    assert [photo for photo in listed if photo not in shown] == training
+    with pytest.raises(DataError, match="3 photos are too few: 3 are kept out"):
+        hold_out(listed[:3], 3)
+
+
+def test_the_published_tagger_needs_its_lists_of_tags(tmp_path: Path) -> None:
+    path, lists = tmp_path / "ram.safetensors", tmp_path / "lists"
+    save_file(tiny_dape().state_dict(), path)
+    with pytest.raises(SettingsError, match=r"holds no tag names: give the folder of ram_tag_list\.txt"):
+        read_teacher(path)
+    lists.mkdir()
+    for name, word in (("ram_tag_list", "word"), ("ram_tag_list_chinese", "词"), ("ram_tag_list_threshold", "0.6")):
+        (lists / f"{name}.txt").write_text("\n".join([word] * CONFIG.num_tags), "utf-8")
+    teacher, vocabulary = read_teacher(path, lists)
+    assert teacher.config.num_tags == len(vocabulary) == 11
+    assert vocabulary.tags_zh == ("词",) * 11
+    for text in lists.iterdir():
+        text.write_text(text.read_text("utf-8") + "\n0.5", "utf-8")
+    with pytest.raises(SettingsError, match=r"knows 11 tags, but .*lists names 12"):
+        read_teacher(path, lists)
+
+
+def test_the_paper_recipe_has_the_published_values() -> None:
+    config = get_recipe(STAGE1_RECIPES, "paper")
+    loop = config.loop
+    assert (loop.steps, loop.batch_size, loop.learning_rate, loop.weight_decay) == (20_000, 32, 1e-4, 0.0)
+    assert (loop.warmup, loop.milestones, loop.ema, loop.decay) == (50, (20_000, 30_000), 0.0, "constant")
+    assert (config.crop, config.rank, config.alpha, config.logits_weight) == (512, 8, 1, 1.0)
+    assert (config.antialias, config.degradation.scale, config.degradation.quantize) == (False, 4, True)
+
+
+@pytest.mark.parametrize("table", [STAGE1_RECIPES, STAGE2_RECIPES], ids=["stage1", "stage2"])
+def test_every_recipe_says_what_it_is_for_and_is_made_afresh(table) -> None:
+    assert list(table) == ["paper", "nano", "debug"]
+    for name, recipe in table.items():
+        for topic in ("Reproduces:", "Expected:", "Hardware:", "Command: python -m trainer."):
+            assert topic in recipe.__doc__, (name, topic)
+        one, other = get_recipe(table, name), get_recipe(table, name)
+        one.loop.steps += 1
+        assert asdict(one) != asdict(other)

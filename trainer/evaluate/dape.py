@@ -1,0 +1,209 @@
+"""`python -m trainer.evaluate.dape`: is the tagger any good, and what does stage 1 add on degraded photos?
+
+Two questions, two tables:
+
+- *robustness*: the tagger's own words on the clean photo are the truth; how well do the tagger and DAPE find them on the
+  degraded photo? Only tags that the tagger believes (score above threshold) somewhere count.
+- *labels*: human words are the truth; how well does the tagger rank them, against a baseline that always gives the words'
+  frequencies in training? A word that nobody wrote down is unknown rather than absent but has to count as absent here, so
+  all these figures, the baseline's included, are too low rather than too high.
+
+Mean average precision comes over tags (each ranks the photos; a constant tagger gets the share of positives) and over photos
+(each ranks the tags; here the frequency baseline is strong). Intervals are 95 % bootstrap over photos.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
+from seesr_core.errors import DataError, SettingsError
+
+from .. import command
+from ..data import Photo, load_rgb, read_photos, seeded
+from ..degradation import DegradationConfig
+from ..nano.tagger import predict, split, targets
+from ..stage1 import read_teacher
+from .degrade import degraded
+from .ranking import Estimate, map_over_photos, map_over_tags, mean_estimate, resamples
+from .report import Column, markdown, show, write_json
+
+_STREAM = 21
+
+
+@dataclass(kw_only=True, slots=True)
+class Options:
+    """Compare a tagger with its DAPE on degraded photos, and the tagger with human words."""
+
+    tagger: Path
+    """The un-tuned tagger: `dape*.safetensors` format, or RAM's file with --tag-lists."""
+    dape: Path
+    """The tagger after stage 1, merged."""
+    photos: Path
+    """Photos that neither was trained on: a folder or .jsonl list; those with tags are used for the labels, too."""
+    json: Path
+    """Report to write."""
+    train_photos: Path | None = None
+    """The list that the tagger was trained on: gives the words' frequencies, and the photos that training kept out
+    are added to the labels."""
+    holdout_every: int = 6
+    """Every n-th photo with words of that list was kept out (setting of the tagger's recipe)."""
+    tag_lists: Path | None = None
+    """Folder with RAM's tag lists, for RAM's published file."""
+    seed: int = 0
+    """What degradation and bootstrap derive from."""
+    repeats: int = 3
+    """Different degradations of each photo."""
+    resamples: int = 1000
+    """Bootstrap resamples."""
+    limit: int = 0
+    """At most so many photos; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        if min(self.holdout_every, self.repeats, self.resamples) < 1 or self.limit < 0:
+            raise SettingsError("holdout-every, repeats and resamples must be at least 1, limit at least 0.")
+
+
+def evaluate(options: Options) -> dict[str, Any]:
+    """Both tables; writes and returns the report.
+
+    Raises:
+        SeeSRError: files that cannot be used, or taggers with different words.
+    """
+    tagger, vocabulary = read_teacher(options.tagger, options.tag_lists)
+    dape, words = read_teacher(options.dape)
+    if words.tags != vocabulary.tags:
+        raise DataError(f"{options.tagger} and {options.dape} know different words; give a tagger and its own DAPE.")
+    photos = read_photos(options.photos)
+    report = {
+        "settings": {"seed": options.seed, "repeats": options.repeats, "resamples": options.resamples},
+        "robustness": robustness(tagger, dape, vocabulary, photos[: options.limit or None], options),
+        "labels": labels(tagger, vocabulary, photos, options),
+    }
+    write_json(options.json, report)
+    return report
+
+
+@torch.no_grad()
+def robustness(
+    tagger: DAPE, dape: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], options: Options
+) -> dict[str, Any]:
+    """Tagger and DAPE on degraded photos, against the tagger's own words on the clean ones."""
+    size = tagger.config.swin.image_size
+    clean = [load_rgb(photo.path) for photo in photos]
+    truth = run_tagger(tagger, [_input(image, size) for image in clean] * options.repeats)
+    names = [photo.path.name for photo in photos]
+    lr = [_input(image, size) for repeat in range(options.repeats) for image in _degrade(clean, names, repeat, options)]
+    weights = resamples(len(photos), options.resamples, seeded(options.seed, _STREAM)).repeat(1, options.repeats)
+    believed = truth.logits_BN.sigmoid() > vocabulary.thresholds
+    if not believed.any():
+        raise DataError("The tagger believes no tag on any of the clean photos, so there is nothing to compare with.")
+    rows = {"tagger": run_tagger(tagger, lr), "DAPE": run_tagger(dape, lr)}
+    precision = _precision({name: row.logits_BN for name, row in rows.items()}, believed, weights)
+    errors = {name: F.mse_loss(row.tokens_BLD, truth.tokens_BLD).item() for name, row in rows.items()}
+    return {
+        "photos": len(photos),
+        "tags": int(believed.any(0).sum()),
+        "rows": {name: {**figures, "soft_prompt_mse": errors.get(name)} for name, figures in precision.items()},
+    }
+
+
+def _degrade(clean: Sequence[Tensor], names: Sequence[str], repeat: int, options: Options) -> list[Tensor]:
+    """One degradation of each photo, cut to whole LR pixels."""
+    config = DegradationConfig()
+    cut = [image[:, : image.shape[1] // 4 * 4, : image.shape[2] // 4 * 4] for image in clean]
+    return [degraded(image, f"{name} {repeat}", config, seed=options.seed) for image, name in zip(cut, names, strict=True)]
+
+
+def _input(image_3HW: Tensor, size: int) -> Tensor:
+    """The tagger's input (1, 3, size, size) of a uint8 picture, as in use."""
+    return prepare(image_3HW[None].float() / 255.0, size)
+
+
+def run_tagger(tagger: DAPE, inputs: Sequence[Tensor], *, batch: int = 16) -> DAPEOutput:
+    """Outputs of all inputs, each (1, 3, size, size)."""
+    parts = [tagger(torch.cat(list(inputs[i : i + batch]))) for i in range(0, len(inputs), batch)]
+    tokens, logits = (torch.cat([part[index].float() for part in parts]) for index in (0, 1))
+    return DAPEOutput(tokens, logits)
+
+
+def _precision(scores: dict[str, Tensor], positive_NT: Tensor, weights_RN: Tensor) -> dict[str, dict[str, Any]]:
+    """Mean average precision of two rivals and their paired difference, over tags and over photos, in percent."""
+    rows: dict[str, dict[str, Any]] = {name: {} for name in (*scores, "difference")}
+    for key, figure in (("map_tags", map_over_tags), ("map_photos", map_over_photos)):
+        values = {name: 100 * figure(score, positive_NT) for name, score in scores.items()}
+        spread = {name: 100 * figure(score, positive_NT, weights_RN) for name, score in scores.items()}
+        first, second = scores
+        values["difference"] = values[second] - values[first]
+        spread["difference"] = spread[second] - spread[first]
+        for name, row in rows.items():
+            row[key] = Estimate.of(values[name], spread[name])._asdict()
+    return rows
+
+
+@torch.no_grad()
+def labels(tagger: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], options: Options) -> dict[str, Any]:
+    """The tagger against human words on photos that it never saw, beside the words' frequencies."""
+    known = set(vocabulary.tags)
+    training, kept = split(read_photos(options.train_photos), options.holdout_every) if options.train_photos else ([], [])
+    shown = [photo for photo in (*photos, *kept) if known.intersection(photo.tags)]
+    if not shown:
+        return {"absent": f"no photo of {options.photos} carries a word that the tagger knows"}
+    positive = targets(shown, vocabulary.tags).bool()
+    frequency = targets(training or shown, vocabulary.tags).mean(0).expand(len(shown), -1)
+    weights = resamples(len(shown), options.resamples, seeded(options.seed, _STREAM, 1))
+    rows = _precision({"tag frequency": frequency, "tagger": predict(tagger, shown)}, positive, weights)
+    per_photo = mean_estimate(positive.sum(1), weights)
+    return {
+        "photos": len(shown),
+        "tags": int(positive.any(0).sum()),
+        "tags_per_photo": per_photo._asdict(),
+        "frequencies_of": "training photos" if training else "the same photos (kind to the baseline)",
+        "note": "a word that is not written down counts as absent although it is unknown",
+        "rows": rows,
+    }
+
+
+_COLUMNS = (
+    Column(key="map_tags", title="mAP over tags, % ↑"),
+    Column(key="map_photos", title="mAP over photos, % ↑"),
+    Column(key="soft_prompt_mse", title="soft prompt MSE ↓", digits=4),
+)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Both tables as Markdown."""
+    return _section("degraded", report["robustness"], _COLUMNS) + "\n" + _section("human words", report["labels"], _COLUMNS[:2])
+
+
+def _section(title: str, part: dict[str, Any], columns: Sequence[Column]) -> str:
+    if "absent" in part:
+        return f"{title}: absent, {part['absent']}\n"
+    rows = {name: {key: _text(value) for key, value in row.items()} for name, row in part["rows"].items()}
+    return markdown(f"{title}: {part['photos']} photos, {part['tags']} tags", rows, columns)
+
+
+def _text(value: Any) -> Any:
+    return Estimate(**value).text(1) if isinstance(value, dict) else value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+
+    def action() -> None:
+        show(table(evaluate(tyro.cli(Options, args=argv, prog="python -m trainer.evaluate.dape"))))
+
+    return command.run(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The denoising loss at fixed noise: equation 2 on HR latents with the same noise and timesteps for every row.
+
+Free of sampling, guidance and colour fix, so small effects of the prompts show that pictures hide.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seesr_core.denoiser import Denoiser
+from seesr_core.errors import DataError
+from seesr_core.image import prepare
+from seesr_core.pipeline import Prompts, SeeSRPipeline
+from seesr_core.placement import PlacedDenoiser
+from seesr_core.schedule import lr_embedding
+from seesr_core.settings import UpscaleSettings
+
+from ..data import seeded
+from .pictures import as_tensor
+
+TIMESTEPS = (100, 300, 500, 700, 900)
+_STREAM = 22
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A pair, ready for the loss."""
+
+    latent: Tensor
+    """z₀, the scaled latent of HR (1, 4, h, w)."""
+    condition: Tensor
+    """The upscaled LR, uint8 (1, 3, 8h, 8w)."""
+    noises: Tensor
+    """ε of each timestep (S, 4, h, w)."""
+    timesteps: tuple[int, ...]
+    """t of each noise."""
+
+
+def make_target(
+    pipeline: SeeSRPipeline, lr: Image.Image, hr_3HW: Tensor, name: str, settings: UpscaleSettings,
+    *, timesteps: Sequence[int] = TIMESTEPS, seed: int = 0,
+) -> Target:
+    """The pair `name`; its noise derives from the seed and the name.
+
+    Raises:
+        DataError: HR is not LR × scale, or its sides are no multiples of 8.
+    """
+    condition = as_tensor(prepare(lr, scale=settings.scale, min_size=0))[None]
+    if condition.shape[1:] != hr_3HW.shape:
+        raise DataError(
+            f"{name}: HR should be LR × {settings.scale:g} with sides that are multiples of 8, "
+            f"{condition.shape[3]}×{condition.shape[2]}; it has {hr_3HW.shape[2]}×{hr_3HW.shape[1]} pixels."
+        )
+    latent = pipeline.encode(hr_3HW[None], settings)
+    generator = seeded(seed, _STREAM, zlib.crc32(name.encode()))
+    noises = torch.randn((len(timesteps), *latent.shape[1:]), generator=generator)
+    return Target(latent=latent, condition=condition, noises=noises, timesteps=tuple(timesteps))
+
+
+@torch.no_grad()
+def denoising_loss(pipeline: SeeSRPipeline, target: Target, prompts: Prompts) -> float:
+    """Mean of ‖ε − ε̂(z_t, z_lr, t, p_h, p_s)‖² over timesteps and elements, without guidance.
+
+    The text is what stage 2 trains with: the tags as "a, b," without the words added in use, empty without tags.
+    """
+    models = pipeline.models
+    text = pipeline.encode_text([", ".join(tag.name for tag in tags) + "," if tags else "" for tags in prompts.tags])
+    denoiser = Denoiser(
+        unet=models.unet, controlnet=models.controlnet, positive=text, negative=text,
+        soft_prompt=prompts.soft_prompt, image=target.condition, cfg=1.0,
+    )
+    predict = PlacedDenoiser(denoiser=denoiser, device=models.device, dtype=models.dtype)
+    errors = []
+    for t, noise in zip(target.timesteps, target.noises[:, None], strict=True):
+        errors.append((predict(lr_embedding(target.latent, noise, t), t) - noise).square().mean())
+    return float(torch.stack(errors).mean())
