@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .prior import known_config
 from .rca import SOFT_PROMPT_DIM, add_rca, soft_prompt_dim
 
-if TYPE_CHECKING:
-    from diffusers import ControlNetModel, UNet2DConditionModel
 
-
-def build_controlnet(config: Mapping[str, Any], *, context_dim: int = SOFT_PROMPT_DIM) -> ControlNetModel:
-    """A randomly initialised ControlNet with RCA.
+def build_controlnet(config: Mapping[str, Any], *, context_dim: int = SOFT_PROMPT_DIM) -> Any:
+    """A randomly initialised `diffusers.ControlNetModel` with RCA.
 
     Args:
         config: diffusers config, e.g. the published `seesr/controlnet/config.json`.
         context_dim: width of the soft prompt.
 
     Called as `control(x_B4hw, t, text_BLD, controlnet_cond=image_B3HW, conditioning_scale=s, return_dict=False,
-    cross_attention_kwargs={"soft_prompt": tokens_BLD})`, the image in [0, 1] at 8× the latent's size; returns the residuals
-    of the down blocks and of the middle block, all multiplied by s.
+    cross_attention_kwargs={"soft_prompt": tokens_BLD})`, the image in [0, 1] at 8× the latent's size; returns the
+    residuals of the down blocks and of the middle block, all multiplied by s.
     """
     from diffusers import ControlNetModel
 
@@ -30,9 +27,7 @@ def build_controlnet(config: Mapping[str, Any], *, context_dim: int = SOFT_PROMP
     return model.eval()
 
 
-def controlnet_from_unet(
-    unet: UNet2DConditionModel, *, hint_channels: tuple[int, ...] = (16, 32, 96, 256)
-) -> ControlNetModel:
+def controlnet_from_unet(unet: Any, *, hint_channels: tuple[int, ...] = (16, 32, 96, 256)) -> Any:
     """The start of stage 2: a copy of the U-Net's encoder, its RCA included, with zero output convolutions.
 
     Args:

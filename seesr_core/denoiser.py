@@ -19,8 +19,8 @@ PIXELS_PER_LATENT = 8
 class Denoiser:
     """ε̂ of a batch of B images under their prompts; call it with latents (B, 4, h, w) and a timestep.
 
-    With `cfg` > 1 both halves run as one batch in the published order [negative, positive], with the same soft prompt and
-    the same LR image in each: ε = ε_neg + cfg · (ε_pos − ε_neg). With `cfg` ≤ 1 only the positive half runs.
+    With `cfg` > 1 both halves run as one batch in the published order [negative, positive], with the same soft
+    prompt and the same LR image in each: ε = ε_neg + cfg · (ε_pos − ε_neg). With `cfg` ≤ 1 only the positive half runs.
     """
 
     unet: Any
@@ -75,7 +75,8 @@ class Denoiser:
 
 
 def crop_tiles(image: Tensor, tiles: Sequence[Tile] | None) -> Tensor:
-    """The pixels under each tile of the latent, stacked tile-major (T·B, 3, 8·th, 8·tw); the whole image without tiles."""
+    """The pixels under each tile of the latent, stacked tile-major (T·B, 3, 8·th, 8·tw); the whole image without
+    tiles."""
     if not tiles:
         return image
     p = PIXELS_PER_LATENT

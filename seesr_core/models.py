@@ -80,7 +80,7 @@ def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AU
     base, control = load_base(files.base), _read_control(files.control)
     dape, vocabulary = _read_tagger(files.tagger)
     _check_fit(files, base, control, dape)
-    log.info("model %s on %s, U-Net and ControlNet in %s", model, place, precision)
+    log.info("model %s on %s in %s", model, place, str(precision).removeprefix("torch."))
     return Models(
         unet=_place(_unet(files, base, control, precision), place),
         controlnet=_place(_controlnet(files, control, precision), place),

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .rca import SOFT_PROMPT_DIM, add_rca
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
-
-def build_unet(config: Mapping[str, Any], *, context_dim: int = SOFT_PROMPT_DIM) -> UNet2DConditionModel:
-    """A randomly initialised U-Net with RCA.
+def build_unet(config: Mapping[str, Any], *, context_dim: int = SOFT_PROMPT_DIM) -> Any:
+    """A randomly initialised `diffusers.UNet2DConditionModel` with RCA.
 
     Args:
-        config: diffusers config, e.g. the published `seesr/unet/config.json`; keys that diffusers does not know are dropped.
-        context_dim: width of the soft prompt.
+        config: diffusers config, e.g. the published `seesr/unet/config.json`; keys that diffusers does not know are
+        dropped. context_dim: width of the soft prompt.
 
     Called as `unet(x_B4hw, t, text_BLD, down_block_additional_residuals=…, mid_block_additional_residual=…,
     cross_attention_kwargs={"soft_prompt": tokens_BLD})`; returns ε of x's shape.

@@ -1,8 +1,9 @@
-"""Representation cross-attention (RCA): one more transformer after every text transformer, attending to the soft prompt.
+"""Representation cross-attention (RCA): one more transformer after every text transformer, attending to the soft
+prompt.
 
-Paper §3.3 and figure 2(c); parameter names (`…image_attentions.N.…`) as published. diffusers' networks stay its own: each
-block gets a list of stock `Transformer2DModel`s, and the text transformers pass their output through their neighbour in it.
-The soft prompt travels in `cross_attention_kwargs`, so the networks hold no state between calls:
+Paper §3.3 and figure 2(c); parameter names (`…image_attentions.N.…`) as published. diffusers' networks stay its own:
+each block gets a list of stock `Transformer2DModel`s, and the text transformers pass their output through their
+neighbour in it. The soft prompt travels in `cross_attention_kwargs`, so the networks hold no state between calls:
 
     unet(x, t, text, cross_attention_kwargs={"soft_prompt": tokens_BLD, "rca_scale": 1.0})
 
@@ -67,7 +68,7 @@ def _blocks_with_text(model: Any) -> Iterator[Any]:
     return (block for block in blocks if len(getattr(block, "attentions", ())))
 
 
-def _beside(text: Transformer2DModel, context_dim: int) -> Transformer2DModel:
+def _beside(text: Any, context_dim: int) -> Transformer2DModel:
     """RCA for one site: the text transformer's shape, depth 1, its context the soft prompt."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
@@ -85,7 +86,8 @@ def _beside(text: Transformer2DModel, context_dim: int) -> Transformer2DModel:
 
 @functools.lru_cache(maxsize=1)
 def _site_class() -> type:
-    """A text transformer followed by its RCA; made on first use, since diffusers is imported only where it is needed."""
+    """A text transformer followed by its RCA; made on first use, since diffusers is imported only where it is
+    needed."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     class TextThenRCA(Transformer2DModel):
@@ -95,8 +97,8 @@ def _site_class() -> type:
             attention_kwargs = dict(kwargs.pop("cross_attention_kwargs", None) or {})
             soft_prompt = attention_kwargs.pop("soft_prompt", None)
             scale = attention_kwargs.pop("rca_scale", 1.0)
-            kwargs["return_dict"] = False
-            (x,) = super().forward(hidden_states, *args, cross_attention_kwargs=attention_kwargs or None, **kwargs)
+            kwargs |= {"cross_attention_kwargs": attention_kwargs or None, "return_dict": False}
+            (x,) = super().forward(hidden_states, *args, **kwargs)
             if soft_prompt is None or scale == 0:
                 return (x,)
             (y,) = self.rca_neighbour[0](x, encoder_hidden_states=soft_prompt, return_dict=False)

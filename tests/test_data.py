@@ -51,6 +51,8 @@ def test_a_list_names_photos_relative_to_itself_with_tags(tmp_path: Path) -> Non
         ('{"tags": []}', r"list\.jsonl:2 should be a JSON object with the key 'file'"),
         ("[1, 2]", r"list\.jsonl:2 should be a JSON object with the key 'file'"),
         ('{"file": 3}', r"list\.jsonl:2 should be a JSON object with the key 'file'"),
+        ('{"file": "x.png", "tags": "cat"}', r"list\.jsonl:2 should be .* and maybe a list 'tags'"),
+        ('{"file": "x.png", "tags": [1]}', r"list\.jsonl:2 should be .* and maybe a list 'tags'"),
         ('{"file": "gone.png"}', r"list\.jsonl:2 names gone\.png, but .* does not exist"),
     ],
 )
@@ -67,6 +69,9 @@ def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
         read_photos(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"No photos in .*; expected at least one of \.bmp"):
         read_photos(tmp_path)
+    (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"x\.bin is no list of photos: expected a folder or UTF-8 text"):
+        read_photos(tmp_path / "x.bin")
 
 
 def test_rotation_is_applied_and_every_mode_becomes_rgb(tmp_path: Path) -> None:
@@ -100,6 +105,15 @@ def test_a_batch_depends_on_its_number_alone(photos: list[Photo]) -> None:
     assert not torch.equal(Crops(photos, size=8, min_scale=0.5, seed=4).batch(3, 2)[0], crops)
 
 
+def test_photos_beyond_the_memory_are_read_when_drawn(photos: list[Photo]) -> None:
+    kept, reread = Crops(photos, size=8, seed=3), Crops(photos, size=8, seed=3, memory=2000)
+    assert torch.equal(kept.batch(0, 10)[0], reread.batch(0, 10)[0])
+    photos[4].path.write_bytes(b"")
+    assert kept.image(4).shape == (3, 20, 28)
+    with pytest.raises(DataError, match=r"4\.png cannot be read as an image"):
+        reread.image(4)
+
+
 def test_every_photo_is_drawn_once_an_epoch_in_a_new_order(photos: list[Photo]) -> None:
     crops = Crops(photos, size=8)
     epochs = [[crops.index(epoch * 5 + position) for position in range(5)] for epoch in range(4)]
@@ -109,7 +123,7 @@ def test_every_photo_is_drawn_once_an_epoch_in_a_new_order(photos: list[Photo]) 
 
 def test_crops_are_cut_from_the_photo_or_its_mirror_image(photos: list[Photo]) -> None:
     crops = Crops(photos[:1], size=8)
-    windows = crops.images[0].unfold(1, 8, 1).unfold(2, 8, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    windows = crops.image(0).unfold(1, 8, 1).unfold(2, 8, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
     found = [(windows == crop).flatten(1).all(1).any().item() for crop in crops.batch(0, 12)[0]]
     mirrored = [(windows == crop.flip(2)).flatten(1).all(1).any().item() for crop in crops.batch(0, 12)[0]]
     assert all(a != b for a, b in zip(found, mirrored, strict=True))

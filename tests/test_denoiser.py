@@ -14,7 +14,12 @@ def _denoiser(**changes) -> Denoiser:
     data = inputs()
     negative = inputs(seed=7)["text"]
     start = Denoiser(
-        unet=unet, controlnet=control, positive=data["text"], negative=negative, soft_prompt=data["soft"], image=data["image"]
+        unet=unet,
+        controlnet=control,
+        positive=data["text"],
+        negative=negative,
+        soft_prompt=data["soft"],
+        image=data["image"],
     )
     return replace(start, **changes)
 

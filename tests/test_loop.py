@@ -25,8 +25,8 @@ class ToyTask:
     """Regression with dropout, beside a frozen layer."""
 
     def __init__(self, *, stop_at: int | None = None, explode_at: int | None = None) -> None:
-        self.trained = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-        self.trained[2].requires_grad_(False)
+        self.first, self.dropout, self.frozen = nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1).requires_grad_(False)
+        self.trained = nn.Sequential(self.first, self.dropout, self.frozen)
         generator = seeded(1)
         for parameter in self.trained.parameters():
             parameter.data.normal_(generator=generator)
@@ -41,7 +41,7 @@ class ToyTask:
         return loss * (float("nan") if step == self.explode_at else 1.0), {"number": float(step)}
 
     def sample(self, folder: Path, step: int) -> None:
-        self.samples.append((step, self.trained[0].weight.detach().clone()))
+        self.samples.append((step, self.first.weight.detach().clone()))
 
 
 CONFIG = LoopConfig(
@@ -114,15 +114,15 @@ def test_a_finished_run_is_not_trained_further_but_may_be_prolonged(tmp_path: Pa
 
 def test_only_what_requires_a_gradient_is_trained_saved_and_returned(tmp_path: Path) -> None:
     task = ToyTask()
-    frozen = task.trained[2].weight.detach().clone()
+    frozen = task.frozen.weight.detach().clone()
     assert set(train(task, CONFIG, tmp_path)) == {"0.weight", "0.bias"}
-    assert torch.equal(task.trained[2].weight, frozen)
+    assert torch.equal(task.frozen.weight, frozen)
 
 
 def test_dropout_is_drawn_anew_at_every_step_and_the_callers_random_state_is_untouched(tmp_path: Path) -> None:
     task = ToyTask()
     masks: list[Tensor] = []
-    task.trained[1].register_forward_hook(lambda _m, _i, output: masks.append(output.detach() == 0))
+    task.dropout.register_forward_hook(lambda _m, _i, output: masks.append(output.detach() == 0))
     before = torch.get_rng_state()
     train(task, CONFIG, tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
@@ -134,7 +134,7 @@ def test_samples_show_the_averaged_weights_which_are_what_is_returned(tmp_path: 
     result = train(task, CONFIG, tmp_path)
     assert [step for step, _ in task.samples] == [4, 8, 12]
     assert torch.equal(task.samples[-1][1], result["0.weight"])
-    assert not torch.equal(task.trained[0].weight, result["0.weight"])
+    assert not torch.equal(task.first.weight, result["0.weight"])
 
 
 def test_a_run_with_other_settings_is_refused_and_the_setting_named(tmp_path: Path) -> None:

@@ -65,7 +65,17 @@ def test_parts_that_are_done_are_left_alone(run: Path):
 
 
 def _stage2(run: Path, out: Path) -> list[str]:
-    command = [sys.executable, "-m", "trainer.stage2", "--recipe", "debug", "--loop.steps", "14", "--loop.save-every", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "trainer.stage2",
+        "--recipe",
+        "debug",
+        "--loop.steps",
+        "14",
+        "--loop.save-every",
+        "3",
+    ]
     files = {"data": run / "tags.jsonl", "base": run / "base.safetensors", "dape": run / "dape" / "dape.safetensors"}
     return [*command, *(part for name, path in files.items() for part in (f"--{name}", str(path))), "--out", str(out)]
 
@@ -79,7 +89,11 @@ def test_a_killed_stage_2_goes_on_as_if_nothing_had_happened(run: Path, tmp_path
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(_stage2(run, tmp_path / "whole"), cwd=ROOT, env=environment, check=True, capture_output=True)
     killed = subprocess.Popen(
-        _stage2(run, tmp_path / "killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        _stage2(run, tmp_path / "killed"),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     log = tmp_path / "killed" / "log.jsonl"
     while not log.exists() or len(log.read_text("utf-8").splitlines()) < 5:

@@ -67,7 +67,12 @@ def test_controlnet_starts_as_the_encoder_with_zero_outputs():
     control = controlnet_from_unet(unet, hint_channels=(4, 4, 8, 8))
     data = inputs()
     down, mid = control(
-        data["x"], 5, data["text"], data["image"], cross_attention_kwargs={"soft_prompt": data["soft"]}, return_dict=False
+        data["x"],
+        5,
+        data["text"],
+        data["image"],
+        cross_attention_kwargs={"soft_prompt": data["soft"]},
+        return_dict=False,
     )
     assert not any(residual.any() for residual in (*down, mid))
     theirs, ours = rca_parameters(unet), rca_parameters(control)
@@ -84,7 +89,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
             unet.enable_gradient_checkpointing()
         unet.train()
         data = inputs()
-        unet(data["x"], 9, data["text"], cross_attention_kwargs={"soft_prompt": data["soft"]})[0].square().mean().backward()
+        unet(data["x"], 9, data["text"], cross_attention_kwargs={"soft_prompt": data["soft"]})[
+            0
+        ].square().mean().backward()
         gradients.append({name: p.grad for name, p in rca_parameters(unet).items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)

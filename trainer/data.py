@@ -6,10 +6,11 @@ the very images that an uninterrupted one would have seen.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +42,12 @@ def read_photos(source: Path) -> list[Photo]:
     A line of the list has `file`, relative to the list, and optionally `tags`.
 
     Raises:
-        DataError: nothing is there, a line is no JSON object with `file`, or no photo was found.
+        DataError: nothing is there, a line is not as described, or no photo was found.
     """
     if source.is_dir():
         photos = [Photo(path) for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES]
     elif source.is_file():
-        photos = [
-            _read_line(source, number, line) for number, line in enumerate(source.read_text("utf-8").splitlines(), 1)
-        ]
+        photos = [_read_line(source, number, line) for number, line in enumerate(_lines(source), 1)]
     else:
         raise DataError(f"{source} does not exist; expected a folder of photos or a .jsonl list with one photo a line.")
     if not photos:
@@ -56,29 +55,54 @@ def read_photos(source: Path) -> list[Photo]:
     return photos
 
 
+def _lines(source: Path) -> list[str]:
+    try:
+        return source.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source} is no list of photos: expected a folder or UTF-8 text, found {error}.") from error
+
+
 def _read_line(source: Path, number: int, line: str) -> Photo:
     try:
         entry = json.loads(line)
-        path = source.parent / entry["file"]
+        path, tags = source.parent / entry["file"], entry.get("tags") or []
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise TypeError("tags are a list of words")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{source}:{number} should be a JSON object with the key 'file', this is {line[:60]!r}."
+            f"{source}:{number} should be a JSON object with the key 'file' and maybe a list 'tags', "
+            f"this is {line[:60]!r}."
         ) from error
     if not path.is_file():
         raise DataError(
             f"{source}:{number} names {entry['file']}, but {path} does not exist; put it there or drop the line."
         )
-    return Photo(path, tuple(entry.get("tags") or ()))
+    return Photo(path, tuple(tags))
 
 
 def load_rgb(path: Path) -> Tensor:
-    """A photo as uint8 (3, H, W), EXIF rotation applied."""
+    """A photo as uint8 (3, H, W), EXIF rotation applied.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _opened(path) as image:
+        array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
+
+
+def _check_header(path: Path) -> None:
+    with _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}); remove it from the training data.") from error
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -89,38 +113,63 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
+@contextlib.contextmanager
+def scoped_seed(*numbers: int) -> Iterator[None]:
+    """Within the block torch's own generators (dropout, initialisation) derive from `numbers`; then they are as
+    before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seeded(*numbers).initial_seed())
+        yield
+
+
 class Crops:
-    """Random square crops of photos, held in memory as uint8.
+    """Random square crops of photos.
 
     Args:
         photos: what to crop from; photos that cannot be read are skipped and logged.
         size: side of a crop in pixels.
         min_scale: photos are shrunk by a random factor between this and 1 before cropping (and never below `size`).
         seed: what the order and the crops derive from.
+        memory: how many bytes of decoded photos are kept, the first ones of the list; the others are read again
+            whenever they are drawn.
+
+    Raises:
+        DataError: more than a tenth of the photos cannot be read.
     """
 
-    def __init__(self, photos: Sequence[Photo], *, size: int, min_scale: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self, photos: Sequence[Photo], *, size: int, min_scale: float = 1.0, seed: int = 0, memory: int = 4 << 30
+    ) -> None:
         self.size, self.min_scale, self.seed = size, min_scale, seed
         self.photos: list[Photo] = []
-        self.images: list[Tensor] = []
+        self._kept: list[Tensor] = []
+        self._room = memory
         for photo in photos:
             self._add(photo)
-        if len(self.images) < 0.9 * len(photos):
-            raise DataError(
-                f"Only {len(self.images)} of {len(photos)} photos can be used; the log above names the others."
-            )
+        if len(self) < 0.9 * len(photos):
+            raise DataError(f"Only {len(self)} of {len(photos)} photos can be used; the log above names the others.")
 
     def _add(self, photo: Photo) -> None:
         try:
-            image = load_rgb(photo.path)
+            if self._room > 0:
+                self._keep(load_rgb(photo.path))
+            else:
+                _check_header(photo.path)
         except DataError as error:
             log.warning("skipped: %s", error)
             return
         self.photos.append(photo)
-        self.images.append(image)
+
+    def _keep(self, image: Tensor) -> None:
+        self._kept.append(image)
+        self._room -= image.numel()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.photos)
+
+    def image(self, index: int) -> Tensor:
+        """Photo `index` whole, uint8 (3, H, W)."""
+        return self._kept[index] if index < len(self._kept) else load_rgb(self.photos[index].path)
 
     def index(self, number: int) -> int:
         """Which photo is drawn as image `number`: every photo once an epoch, each epoch in an order of its own."""
@@ -129,7 +178,7 @@ class Crops:
 
     def crop(self, index: int, generator: torch.Generator) -> Tensor:
         """A random crop of photo `index`, uint8 (3, size, size), flipped with probability ½."""
-        image = self.images[index]
+        image = self.image(index)
         scale = self.min_scale + (1 - self.min_scale) * float(torch.rand((), generator=generator))
         region = min(round(self.size / max(scale, 1e-3)), *image.shape[1:])
         top, left = (_randint(side - region + 1, generator) for side in image.shape[1:])

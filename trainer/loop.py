@@ -7,7 +7,6 @@ bit.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.files import atomic_write
 
-from .data import seeded
+from .data import scoped_seed
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, identity: Mapping[str, A
     clock = time.monotonic()
     for step in _progress(start, config.steps):
         with (
-            _dropout_rng(config.seed, step),
+            scoped_seed(config.seed, 4, step),
             torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
         ):
             loss, figures = task.loss(step)
@@ -165,14 +164,6 @@ def _progress(start: int, steps: int) -> Iterator[int]:
     from tqdm import tqdm
 
     return iter(tqdm(range(start, steps), initial=start, total=steps, unit="step", smoothing=0.05, disable=None))
-
-
-@contextlib.contextmanager
-def _dropout_rng(seed: int, step: int) -> Iterator[None]:
-    """Dropout draws from torch's own generators: give them a state of (seed, step), and put theirs back afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seeded(seed, 4, step).initial_seed())
-        yield
 
 
 def _average(average: dict[str, Tensor], parameters: Mapping[str, Tensor], decay: float) -> None:

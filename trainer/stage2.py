@@ -1,10 +1,11 @@
 """Stage 2: ControlNet, its image encoder and RCA are trained around a frozen base model (paper §3.3, eq. 2).
 
-Every input as published: z₀ from the sharpened HR crop; the condition is the bicubic-upsampled LR in [0, 1]; tags are those
-that the plain tagger gave for the HR photo, dropped with probability ½; the soft prompt is DAPE's on the upsampled LR; RCA is
-initialised once in the U-Net and copied into the ControlNet.
+Every input as published: z₀ from the sharpened HR crop; the condition is the bicubic-upsampled LR in [0, 1]; tags
+are those that the plain tagger gave for the HR photo, dropped with probability ½; the soft prompt is DAPE's on the
+upsampled LR; RCA is initialised once in the U-Net and copied into the ControlNet.
 
-    python -m trainer.stage2 --recipe paper --data photos.jsonl --base sd-2-base --dape dape.safetensors --out runs/stage2
+    python -m trainer.stage2 --recipe paper --data photos.jsonl --base sd-2-base --dape dape.safetensors --out
+    runs/stage2
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from seesr_core.rca import rca_parameters
 from seesr_core.schedule import alphas_cumprod
 
 from . import command
-from .data import Crops, Photo, digest, read_photos, seeded
+from .data import Crops, Photo, digest, read_photos, scoped_seed, seeded
 from .loop import flat, train
 from .losses import noise_loss
 from .pairs import make_pairs
@@ -69,8 +70,7 @@ def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: Control
 
     RCA's start depends on `config.loop.seed` alone.
     """
-    with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seeded(config.loop.seed, 6).initial_seed())
+    with scoped_seed(config.loop.seed, 6):
         unet = build_unet(base.unet_config, context_dim=dape.config.token_width)
         unet.load_state_dict({key: value.float() for key, value in base.unet_state.items()}, strict=False)
         controlnet = controlnet_from_unet(unet, hint_channels=config.hint_channels)
@@ -277,7 +277,7 @@ def tag_prompts(photos: Sequence[Photo]) -> list[str]:
     """
     if not any(photo.tags for photo in photos):
         raise DataError(
-            "None of the photos has tags; give a .jsonl list whose lines have 'tags', made by the plain tagger on HR photos."
+            "None of the photos has tags; give a .jsonl list whose lines have 'tags', those of the plain tagger on HR."
         )
     return [", ".join(photo.tags) + "," if photo.tags else "" for photo in photos]
 

@@ -18,7 +18,7 @@ from ..image import final_size
 from ..model_files import NANO
 from ..models import load_models
 from ..pipeline import SeeSRPipeline
-from ..reading import read_photo
+from ..reading import Photo, read_photo
 from ..report import Report
 from ..sampling import SOLVERS, START_POINTS
 from ..schedule import SPACINGS
@@ -89,8 +89,6 @@ def run(arguments: argparse.Namespace) -> int:
     plan = plan_upscale(arguments.source, arguments.target, overwrite=arguments.overwrite)
     _check_report(arguments.json)
     batch = _Batch(arguments=arguments, plan=plan, failures=Failures(keep_going=plan.many))
-    if plan.many and plan.jobs:
-        batch.load()
     try:
         batch.run()
     finally:
@@ -126,16 +124,15 @@ class _Batch:
         names = {item.name for item in fields(UpscaleSettings)}
         return self.pipeline.settings(**{k: value for k, value in vars(self.arguments).items() if k in names})
 
-    def load(self) -> None:
-        """Load the model now: one that cannot be loaded is no fault of the first photo of a folder."""
-        log.debug("%s", self.settings)
-
     def run(self) -> None:
         """Upscale everything that has no result yet."""
         self._announce()
         for number, job in enumerate(self.plan.jobs, 1):
-            with self.failures.guard(job.source):
-                self._upscale(job, f"[{number}/{len(self.plan.jobs)}] {job.source.name}")
+            photo = self._read(job)
+            if photo is not None:
+                settings = self.settings  # a model that cannot be loaded is no fault of the photo
+                with self.failures.guard(job.source):
+                    self._upscale(job, photo, settings, f"[{number}/{len(self.plan.jobs)}] {job.source.name}")
 
     def _announce(self) -> None:
         if self.plan.left_out:
@@ -144,11 +141,16 @@ class _Batch:
         if self.plan.done:
             log.info("%d of the photos have their result already", len(self.plan.done))
 
-    def _upscale(self, job: Job, label: str) -> None:
-        photo = read_photo(job.source, frame=self.arguments.frame)
-        for note in photo.notes:
-            log.info("%s: %s", job.source, note)
-        pipeline, settings = self.pipeline, self.settings
+    def _read(self, job: Job) -> Photo | None:
+        with self.failures.guard(job.source):
+            photo = read_photo(job.source, frame=self.arguments.frame)
+            for note in photo.notes:
+                log.info("%s: %s", job.source, note)
+            return photo
+        return None
+
+    def _upscale(self, job: Job, photo: Photo, settings: UpscaleSettings, label: str) -> None:
+        pipeline = self.pipeline
         check_fits(job.target, final_size(photo.size, settings.scale), alpha=photo.alpha is not None)
         with progress_bar(label) as pipeline.progress:
             result = pipeline(photo.rgb, settings)

@@ -1,8 +1,8 @@
 """The rule that makes weights from key names, so that full-size networks can be compared without any weights file.
 
-A weight depends on its key in the published state dict, its shape and a salt: standard normal numbers of PCG64 seeded by
-the first 8 bytes (little endian) of sha256(salt + key), times 0.02 for biases, 1 + 0.02·w for norm weights, w for the RAM label
-embedding, and w / sqrt(fan_in) for the rest (times 4 for RAM's `fc.weight`).
+A weight depends on its key in the published state dict, its shape and a salt: standard normal numbers of PCG64
+seeded by the first 8 bytes (little endian) of sha256(salt + key), times 0.02 for biases, 1 + 0.02·w for norm
+weights, w for the RAM label embedding, and w / sqrt(fan_in) for the rest (times 4 for RAM's `fc.weight`).
 """
 
 from __future__ import annotations

@@ -1,48 +1,47 @@
 """`python -m trainer.evaluate.ablation`: are the semantics used? Every row leaves one thing out or swaps it.
 
-Input is a folder of pairs, `LR` and `HR` (from `trainer.evaluate.degrade`, or real pairs). Upscaled pictures and losses are
-kept in the output folder, so the same command goes on after an interruption and only measures the second time. "Shuffled"
-takes the prompt of the photo half the set away, since neighbours in a sorted list are often alike.
+Input is a folder of pairs, `LR` and `HR` (from `trainer.evaluate.degrade`, or real pairs). Upscaled pictures and losses
+are kept in the output folder, so the same command goes on after an interruption and only measures the second time.
+"Shuffled" takes the prompt of the photo half the set away, since neighbours in a sorted list are often alike.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 from PIL import Image
-from torch import Tensor
 
-from seesr_core.errors import DataError, SettingsError
+from seesr_core.errors import SettingsError
 from seesr_core.models import load_models
-from seesr_core.pipeline import Prompts, SeeSRPipeline
-from seesr_core.reading import read_photo
-from seesr_core.settings import UpscaleSettings
-from seesr_core.writing import save_picture
+from seesr_core.pipeline import SeeSRPipeline
 
 from .. import command
 from ..data import seeded
-from ..stage1 import fingerprint, read_teacher
+from ..stage1 import read_teacher
 from .degrade import spread
-from .denoising import TIMESTEPS, Target, denoising_loss, make_target
+from .denoising import TIMESTEPS
 from .measure import SETTINGS, Figures, Measure, means, read_niqe_model
-from .pictures import as_picture, list_pictures, read_picture
-from .ranking import mean_estimate, resamples
+from .pictures import as_picture
+from .ranking import Estimate, mean_estimate, resamples
 from .report import QUALITY, Column, markdown, show, write_json
-from .rows import FILTERS, FULL, PLAIN_TAGGER, ROWS, WITHOUT_LOSS, Inputs, upscale
+from .rows import FILTERS, FULL, PLAIN_TAGGER, ROWS
 from .sheet import write_sheet
-
-log = logging.getLogger(__name__)
+from .study import Study, read_pairs
 
 RESAMPLES = 1000
 _STREAM = 23
+_COLUMNS = (
+    *QUALITY,
+    Column(key="change", title="change of the output"),
+    Column(key="loss", title="denoising loss ↓", digits=4),
+    Column(key="loss_difference", title="loss − full [95 %]"),
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,33 +96,127 @@ class Options:
         return {"seed": self.seed, **{name: value for name, value in chosen.items() if value is not None}}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairFile:
-    """A pair on disk."""
-
-    name: str
-    """Without suffix."""
-    lr: Path
-    """Photo to upscale."""
-    hr: Path
-    """Original."""
-
-    def photo(self) -> Image.Image:
-        """LR."""
-        return read_photo(self.lr).rgb
-
-    def original(self) -> Tensor:
-        """HR, uint8 (3, H, W)."""
-        return read_picture(self.hr)
-
-
-def read_pairs(folder: Path, limit: int = 0) -> list[PairFile]:
-    """The pairs of a folder, at most `limit`, spread over all.
+def run(options: Options) -> dict[str, Any]:
+    """Make what is missing, measure all, write `ablation.json` (and the sheet); returns the report.
 
     Raises:
-        DataError: LR or HR is missing or empty, or one has pictures that the other lacks.
+        SeeSRError: files that cannot be used, or a folder with another study.
     """
-    lr, hr = (list_pictures(folder / kind) for kind in ("LR", "HR"))
-    if lonely := sorted(lr.keys() ^ hr.keys()):
-        raise DataError(f"{folder}: {', '.join(lonely[:5])} is only in one of LR and HR; complete or remove it.")
-    return [PairFile(name=name, lr=lr[name], hr=hr[name]) for name in spread(list(lr), limit)]
+    study = open_study(options)
+    rows = [row for row in (*ROWS, *FILTERS) if row == FULL or not options.rows or row in options.rows]
+    if study.plain is None:
+        rows = [row for row in rows if row != PLAIN_TAGGER]
+    study.fill(rows)
+    niqe_model = read_niqe_model(options.niqe_params) if options.niqe_params else None
+    report = {
+        "settings": {**SETTINGS, **_SETTINGS, **study.identity()},
+        "pairs": len(study.pairs),
+        "absent": _absent(options),
+        "rows": summarize({row: figures(study, row, Measure(niqe_model=niqe_model)) for row in rows}, options.seed),
+    }
+    write_json(options.out / "ablation.json", report)
+    if options.sheet is not None:
+        write_sheet(options.sheet, list(_sheet_rows(study, rows, options.sheet_rows)))
+    return report
+
+
+_SETTINGS = {
+    "change": "mean absolute difference to the row 'full', levels of 8 bits over all channels",
+    "loss": "mean squared error of the predicted noise on HR latents, the same noise in every row, no guidance",
+    "difference": "mean over the pictures of row - full, 95 % bootstrap interval",
+}
+
+
+def open_study(options: Options) -> Study:
+    """Load model, tagger and pairs.
+
+    Raises:
+        SeeSRError: one of them cannot be used.
+    """
+    models = load_models(options.model, device=options.device, dtype=options.dtype)
+    pipeline = SeeSRPipeline(models=models)
+    plain = None
+    if options.tagger is not None:
+        tagger, vocabulary = read_teacher(options.tagger)
+        plain = SeeSRPipeline(models=replace(models, dape=tagger.eval().to(models.device), vocabulary=vocabulary))
+    return Study(
+        pipeline=pipeline,
+        plain=plain,
+        settings=pipeline.settings(**options.given()),
+        pairs=read_pairs(options.pairs, options.limit),
+        out=options.out,
+        timesteps=options.timesteps,
+    )
+
+
+def _absent(options: Options) -> dict[str, str]:
+    """What is missing, and why."""
+    reasons = {} if options.tagger else {PLAIN_TAGGER: "no un-tuned tagger (--tagger)"}
+    return reasons | ({} if options.niqe_params else {"niqe": "no pristine model (--niqe-params)"})
+
+
+def figures(study: Study, row: str, measure: Measure) -> dict[str, Figures]:
+    """Every figure of a row, by picture."""
+    found: dict[str, Figures] = {}
+    for pair in study.pairs:
+        picture, full = study.picture(row, pair), study.picture(FULL, pair)
+        change = (picture.float() - full.float()).abs().mean().item()
+        found[pair.name] = {**measure(picture, pair.original()), "change": change}
+        loss = study.loss(row, pair)
+        if loss is not None:
+            found[pair.name]["loss"] = loss
+    return found
+
+
+def summarize(rows: Mapping[str, Mapping[str, Figures]], seed: int) -> dict[str, Any]:
+    """Means, paired differences to `full`, and the figures themselves."""
+    summary: dict[str, Any] = {}
+    for row, pictures in rows.items():
+        mean, count = means(pictures.values())
+        differences = {} if row == FULL else _differences(pictures, rows[FULL], seed)
+        summary[row] = {"mean": mean, "count": count, "difference": differences, "pictures": pictures}
+    return summary
+
+
+def _differences(
+    pictures: Mapping[str, Figures], full: Mapping[str, Figures], seed: int
+) -> dict[str, dict[str, float]]:
+    """Row − full with its interval, for every figure that both have."""
+    found: dict[str, dict[str, float]] = {}
+    for key in ("psnr_y", "ssim_y", "niqe", "loss"):
+        pairs = [(own[key], full[name][key]) for name, own in pictures.items() if key in own and key in full[name]]
+        if pairs:
+            values = torch.tensor(pairs, dtype=torch.float64)
+            weights = resamples(len(pairs), RESAMPLES, seeded(seed, _STREAM))
+            found[key] = mean_estimate(values[:, 0] - values[:, 1], weights)._asdict()
+    return found
+
+
+def _sheet_rows(study: Study, rows: Sequence[str], count: int) -> Iterator[tuple[str, dict[str, Image.Image]]]:
+    for pair in spread(study.pairs, count):
+        versions = {row: as_picture(study.picture(row, pair)) for row in rows}
+        yield pair.name, versions | {"HR": as_picture(pair.original())}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    rows = {}
+    for row, summary in report["rows"].items():
+        difference = summary["difference"].get("loss")
+        text = {} if difference is None else {"loss_difference": Estimate(**difference).text(4, signed=True)}
+        rows[row.replace("_", " ")] = {**summary["mean"], **text}
+    absent = "".join(f"\n{name} absent: {reason}." for name, reason in report["absent"].items())
+    return markdown(f"{report['pairs']} pairs", rows, _COLUMNS) + absent + "\n" * bool(absent)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+
+    def action() -> None:
+        show(table(run(tyro.cli(Options, args=argv, prog="python -m trainer.evaluate.ablation"))))
+
+    return command.run(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

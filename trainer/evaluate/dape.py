@@ -2,14 +2,14 @@
 
 Two questions, two tables:
 
-- *robustness*: the tagger's own words on the clean photo are the truth; how well do the tagger and DAPE find them on the
-  degraded photo? Only tags that the tagger believes (score above threshold) somewhere count.
-- *labels*: human words are the truth; how well does the tagger rank them, against a baseline that always gives the words'
-  frequencies in training? A word that nobody wrote down is unknown rather than absent but has to count as absent here, so
-  all these figures, the baseline's included, are too low rather than too high.
+- *robustness*: the tagger's own words on the clean photo are the truth; how well do the tagger and DAPE find them on
+  the degraded photo? Only tags that the tagger believes (score above threshold) on some photos, not all, can tell.
+- *labels*: human words are the truth; how well does the tagger rank them, against a baseline that always gives the
+  words' frequencies in training? A word that nobody wrote down is unknown rather than absent but has to count as absent
+  here, so all these figures, the baseline's included, are too low rather than too high.
 
-Mean average precision comes over tags (each ranks the photos; a constant tagger gets the share of positives) and over photos
-(each ranks the tags; here the frequency baseline is strong). Intervals are 95 % bootstrap over photos.
+Mean average precision comes over tags (each ranks the photos; a constant tagger gets the share of positives) and over
+photos (each ranks the tags; here the frequency baseline is strong). Intervals are 95 % bootstrap over photos.
 """
 
 from __future__ import annotations
@@ -100,19 +100,22 @@ def robustness(
     """Tagger and DAPE on degraded photos, against the tagger's own words on the clean ones."""
     size = tagger.config.swin.image_size
     clean = [load_rgb(photo.path) for photo in photos]
-    truth = run_tagger(tagger, [_input(image, size) for image in clean] * options.repeats)
+    truth = run_tagger(tagger, [_input(image, size) for image in clean])
     names = [photo.path.name for photo in photos]
     lr = [_input(image, size) for repeat in range(options.repeats) for image in _degrade(clean, names, repeat, options)]
     weights = resamples(len(photos), options.resamples, seeded(options.seed, _STREAM)).repeat(1, options.repeats)
     believed = truth.logits_BN.sigmoid() > vocabulary.thresholds
-    if not believed.any():
-        raise DataError("The tagger believes no tag on any of the clean photos, so there is nothing to compare with.")
+    telling = believed.any(0) & ~believed.all(0)
+    if not telling.any():
+        raise DataError("The tagger says the same of all clean photos, so there is nothing to rank; give more photos.")
     rows = {"tagger": run_tagger(tagger, lr), "DAPE": run_tagger(dape, lr)}
-    precision = _precision({name: row.logits_BN for name, row in rows.items()}, believed, weights)
-    errors = {name: F.mse_loss(row.tokens_BLD, truth.tokens_BLD).item() for name, row in rows.items()}
+    positive = believed[:, telling].repeat(options.repeats, 1)
+    precision = _precision({name: row.logits_BN[:, telling] for name, row in rows.items()}, positive, weights)
+    target = truth.tokens_BLD.repeat(options.repeats, 1, 1)
+    errors = {name: F.mse_loss(row.tokens_BLD, target).item() for name, row in rows.items()}
     return {
         "photos": len(photos),
-        "tags": int(believed.any(0).sum()),
+        "tags": int(telling.sum()),
         "rows": {name: {**figures, "soft_prompt_mse": errors.get(name)} for name, figures in precision.items()},
     }
 
@@ -121,7 +124,9 @@ def _degrade(clean: Sequence[Tensor], names: Sequence[str], repeat: int, options
     """One degradation of each photo, cut to whole LR pixels."""
     config = DegradationConfig()
     cut = [image[:, : image.shape[1] // 4 * 4, : image.shape[2] // 4 * 4] for image in clean]
-    return [degraded(image, f"{name} {repeat}", config, seed=options.seed) for image, name in zip(cut, names, strict=True)]
+    return [
+        degraded(image, f"{name} {repeat}", config, seed=options.seed) for image, name in zip(cut, names, strict=True)
+    ]
 
 
 def _input(image_3HW: Tensor, size: int) -> Tensor:
@@ -154,7 +159,8 @@ def _precision(scores: dict[str, Tensor], positive_NT: Tensor, weights_RN: Tenso
 def labels(tagger: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], options: Options) -> dict[str, Any]:
     """The tagger against human words on photos that it never saw, beside the words' frequencies."""
     known = set(vocabulary.tags)
-    training, kept = split(read_photos(options.train_photos), options.holdout_every) if options.train_photos else ([], [])
+    listed = read_photos(options.train_photos) if options.train_photos else []
+    training, kept = split(listed, options.holdout_every)
     shown = [photo for photo in (*photos, *kept) if known.intersection(photo.tags)]
     if not shown:
         return {"absent": f"no photo of {options.photos} carries a word that the tagger knows"}
@@ -182,7 +188,11 @@ _COLUMNS = (
 
 def table(report: dict[str, Any]) -> str:
     """Both tables as Markdown."""
-    return _section("degraded", report["robustness"], _COLUMNS) + "\n" + _section("human words", report["labels"], _COLUMNS[:2])
+    return (
+        _section("degraded", report["robustness"], _COLUMNS)
+        + "\n"
+        + _section("human words", report["labels"], _COLUMNS[:2])
+    )
 
 
 def _section(title: str, part: dict[str, Any], columns: Sequence[Column]) -> str:

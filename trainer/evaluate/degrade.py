@@ -1,8 +1,8 @@
 """`python -m trainer.evaluate.degrade`: a fixed test set of LR/HR pairs from clean photos, the same for the same seed.
 
-Every photo is degraded by itself, from draws that derive from the seed and its file name, so that a photo's pair does not
-depend on which others are in the list. HR is the photo's central square as it is; LR is made from its sharpened copy, as in
-training, and both are stored as PNG.
+Every photo is degraded by itself, from draws that derive from the seed and its file name, so that a photo's pair does
+not depend on which others are in the list. HR is the photo's central square as it is; LR is made from its sharpened
+copy, as in training, and both are stored as PNG.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def spread(items: Sequence[Any], limit: int) -> list[Any]:
 
 
 def degraded(hr_3HW: Tensor, name: str, config: DegradationConfig, *, seed: int) -> Tensor:
-    """The LR picture of a uint8 photo (3, H, W): uint8 (3, H // scale, W // scale), the same for the same name and seed."""
+    """The LR picture, uint8 (3, H // scale, W // scale), of a uint8 photo (3, H, W); draws derive from seed and name."""
     draws = GeneratorDraws(seeded(seed, _STREAM, zlib.crc32(name.encode())))
     return to_u8(degrade(hr_3HW[None].float() / 255.0, config, draws).lr[0])
 
@@ -92,7 +92,7 @@ def make_pairs(options: Options) -> dict[str, Any]:
         if hr is not None:
             _write(options, photo.path, hr)
     if not done:
-        raise DataError(f"No photo of {options.photos} has {options.hr_size} pixels both ways; choose a smaller --hr-size.")
+        raise DataError(f"No photo of {options.photos} has {options.hr_size}² pixels; choose a smaller --hr-size.")
     report = {"seed": options.seed, "hr_size": options.hr_size, "degradation": asdict(options.degradation)}
     report |= {"photos": done, "too_small": small}
     write_json(options.out / "pairs.json", report)

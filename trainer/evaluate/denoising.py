@@ -43,10 +43,15 @@ class Target:
 
 
 def make_target(
-    pipeline: SeeSRPipeline, lr: Image.Image, hr_3HW: Tensor, name: str, settings: UpscaleSettings,
-    *, timesteps: Sequence[int] = TIMESTEPS, seed: int = 0,
+    pipeline: SeeSRPipeline,
+    lr: Image.Image,
+    hr_3HW: Tensor,
+    name: str,
+    settings: UpscaleSettings,
+    *,
+    timesteps: Sequence[int] = TIMESTEPS,
 ) -> Target:
-    """The pair `name`; its noise derives from the seed and the name.
+    """The pair `name`; its noise derives from the seed of `settings` and the name.
 
     Raises:
         DataError: HR is not LR × scale, or its sides are no multiples of 8.
@@ -58,7 +63,7 @@ def make_target(
             f"{condition.shape[3]}×{condition.shape[2]}; it has {hr_3HW.shape[2]}×{hr_3HW.shape[1]} pixels."
         )
     latent = pipeline.encode(hr_3HW[None], settings)
-    generator = seeded(seed, _STREAM, zlib.crc32(name.encode()))
+    generator = seeded(settings.seed, _STREAM, zlib.crc32(name.encode()))
     noises = torch.randn((len(timesteps), *latent.shape[1:]), generator=generator)
     return Target(latent=latent, condition=condition, noises=noises, timesteps=tuple(timesteps))
 
@@ -72,8 +77,13 @@ def denoising_loss(pipeline: SeeSRPipeline, target: Target, prompts: Prompts) ->
     models = pipeline.models
     text = pipeline.encode_text([", ".join(tag.name for tag in tags) + "," if tags else "" for tags in prompts.tags])
     denoiser = Denoiser(
-        unet=models.unet, controlnet=models.controlnet, positive=text, negative=text,
-        soft_prompt=prompts.soft_prompt, image=target.condition, cfg=1.0,
+        unet=models.unet,
+        controlnet=models.controlnet,
+        positive=text,
+        negative=text,
+        soft_prompt=prompts.soft_prompt,
+        image=target.condition,
+        cfg=1.0,
     )
     predict = PlacedDenoiser(denoiser=denoiser, device=models.device, dtype=models.dtype)
     errors = []

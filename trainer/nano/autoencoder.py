@@ -1,7 +1,8 @@
 """The small model's autoencoder: TAESD's layout (8× smaller, 4 channels), trained from nothing.
 
-The loss is Charbonnier on pixels and on their differences (edges count more than flat areas); a little noise on the latent
-makes the code smooth enough for a diffusion model, and its mean and standard deviation per channel are held near 0 and 1.
+The loss is Charbonnier on pixels and on their differences (edges count more than flat areas); a little noise on the
+latent makes the code smooth enough for a diffusion model, and its mean and standard deviation per channel are held
+near 0 and 1.
 """
 
 from __future__ import annotations
@@ -36,16 +37,17 @@ class AutoencoderConfig:
     edge_weight: float = 0.5
     """Weight of the loss on pixel differences."""
     color_weight: float = 2.0
-    """Weight of the loss on 8×8 means: colour has little contrast of its own and would be the first thing to be dropped."""
+    """Weight of the loss on 8×8 means: colour has little contrast of its own and would be the first thing to be
+    dropped."""
     statistics_weight: float = 0.01
     """Weight that holds the code's mean near 0 and its standard deviation near 1."""
 
 
-def build_autoencoder(seed: int = 0) -> nn.Module:
+def build_autoencoder(seed: int = 0) -> Any:
     """A TAESD-shaped `diffusers.AutoencoderTiny` (1.2 M + 1.2 M parameters), freshly initialised."""
     from diffusers import AutoencoderTiny
 
-    model = AutoencoderTiny(scaling_factor=1.0)
+    model: Any = AutoencoderTiny(scaling_factor=1.0)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             last_of_block = name.endswith(".conv.4")
@@ -55,8 +57,9 @@ def build_autoencoder(seed: int = 0) -> nn.Module:
     return model
 
 
-def _he_normal(weight: nn.Parameter, generator: torch.Generator, gain: float) -> None:
-    """He et al. 2015; without normalisation layers the depth needs it, with small steps at the end of residual blocks."""
+def _he_normal(weight: Tensor, generator: torch.Generator, gain: float) -> None:
+    """He et al. 2015; without normalisation layers the depth needs it, with small steps at the end of residual
+    blocks."""
     std = gain * (2 / weight[0].numel()) ** 0.5
     weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
@@ -67,7 +70,7 @@ class AutoencoderTask:
     def __init__(self, config: AutoencoderConfig, crops: Crops) -> None:
         self.config, self.crops = config, crops
         self.device = config.loop.resolve_device()
-        self.trained = build_autoencoder(config.loop.seed).to(self.device, memory_format=torch.channels_last)
+        self.trained = build_autoencoder(config.loop.seed).to(self.device)
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Charbonnier on pixels and differences, plus the code's statistics."""

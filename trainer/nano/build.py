@@ -107,7 +107,9 @@ class Builder:
         words = frequent_words(self.photos, config.min_count)
         training, kept = split(self.photos, config.holdout_every)
         task = TaggerTask(config, training, words)
-        weights = train(task, config.loop, self.out / "tagger", identity={"words": list(words), "photos": len(training)})
+        weights = train(
+            task, config.loop, self.out / "tagger", identity={"words": list(words), "photos": len(training)}
+        )
         _filled(task.trained, weights)
         model = task.tagger
         thresholds = fit_thresholds(predict(model, kept).sigmoid(), targets(kept, words))
@@ -185,7 +187,9 @@ class Builder:
         if self.source.is_dir():
             return
         entries = [json.loads(line) for line in self.source.read_text("utf-8").splitlines()]
-        rows = [[Path(entry["file"]).name, *(entry.get(key, "") for key in ("licence", "attribution"))] for entry in entries]
+        rows = [
+            [Path(entry["file"]).name, *(entry.get(key, "") for key in ("licence", "attribution"))] for entry in entries
+        ]
         if any(row[1] for row in rows):
             with atomic_write(path) as temporary:
                 temporary.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")

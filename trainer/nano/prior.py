@@ -1,8 +1,8 @@
 """The small model's prior: a U-Net and a text encoder trained from nothing.
 
 A prior worth steering takes far more images than a few processor hours can show it. So the U-Net learns together with a
-ControlNet and RCA: most steps are stage 2's with every weight trained, and the rest show the U-Net text alone, which keeps it
-a text-to-image prior of its own. Stage 2 proper then freezes it and goes on from that ControlNet.
+ControlNet and RCA: most steps are stage 2's with every weight trained, and the rest show the U-Net text alone, which
+keeps it a text-to-image prior of its own. Stage 2 proper then freezes it and goes on from that ControlNet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from seesr_core.dape.model import DAPE
 
 from ..data import seeded
 from ..losses import noise_loss
-from ..stage2 import Networks, Stage2Config, Stage2Task, build_networks
+from ..recipes import Stage2Config
+from ..stage2 import Networks, Stage2Task, build_networks
 from .text import build_text_encoder
 
 

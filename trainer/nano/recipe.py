@@ -46,7 +46,9 @@ def nano() -> NanoConfig:
     Command: python -m trainer.nano --photos photos/train.jsonl --out runs/nano
     """
     fast: dict[str, Any] = {"warmup": 50, "decay": "cosine", "precision": "bf16"}
-    joint = LoopConfig(steps=3000, batch_size=32, learning_rate=4e-4, ema=0.998, save_every=100, sample_every=500, **fast)
+    joint = LoopConfig(
+        steps=3000, batch_size=32, learning_rate=4e-4, ema=0.998, save_every=100, sample_every=500, **fast
+    )
     control = stage2_nano()
     return NanoConfig(
         autoencoder=AutoencoderConfig(
@@ -111,7 +113,14 @@ def debug() -> NanoConfig:
     Hardware: any CPU.
     Command: python -m trainer.nano --recipe debug --photos photos --out runs/debug
     """
-    loop: dict[str, Any] = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "device": "cpu", "log_every": 1, "save_every": 1}
+    loop: dict[str, Any] = {
+        "steps": 2,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "device": "cpu",
+        "log_every": 1,
+        "save_every": 1,
+    }
     degradation = DegradationConfig(sharpen=SharpenConfig(radius=7, fast=True), quantize=True)
     stage2 = Stage2Config(
         loop=LoopConfig(**loop),

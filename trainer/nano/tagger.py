@@ -1,8 +1,9 @@
 """The small model's tagger: RAM's architecture in small, trained from nothing on the photos' own words.
 
-A missing word means unknown rather than absent, so the loss is asymmetric as RAM's own training was: easy negatives count
-little, and every positive fully. A linear classifier on the mean token learns beside the tagging head and is dropped at the
-end: from nothing, the encoder learns little through two layers of cross-attention alone. A share of the photos is kept out, to fit the thresholds and to measure on.
+A missing word means unknown rather than absent, so the loss is asymmetric as RAM's own training was: easy negatives
+count little, and every positive fully. A linear classifier on the mean token learns beside the tagging head and is
+dropped at the end: from nothing, the encoder learns little through two layers of cross-attention alone. A share of
+the photos is kept out, to fit the thresholds and to measure on.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from seesr_core.checkpoints.base import build_tokenizer
 from seesr_core.checkpoints.sd import TokenizerFiles
 
-from ..data import seeded
+from ..data import scoped_seed
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 PROMPT_WORDS = (
@@ -51,7 +52,7 @@ def _merges(counts: Counter[str], limit: int) -> list[tuple[str, str]]:
     while len(merges) < limit:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in split.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += counts[word]
         if not pairs:
             break
@@ -73,7 +74,6 @@ def _merged(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 def build_text_encoder(files: TokenizerFiles, *, width: int, layers: int, seed: int = 0) -> tuple[nn.Module, Any]:
     """A fresh `CLIPTextModel` for the vocabulary, and its tokenizer."""
-    import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
@@ -87,6 +87,5 @@ def build_text_encoder(files: TokenizerFiles, *, width: int, layers: int, seed: 
         eos_token_id=files.vocab[END],
         pad_token_id=files.vocab[PAD],
     )
-    with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seeded(seed, 8).initial_seed())
+    with scoped_seed(seed, 8):
         return CLIPTextModel(config), build_tokenizer(files)

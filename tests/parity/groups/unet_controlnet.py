@@ -37,7 +37,9 @@ def _kind(folder: Path, kind: str) -> Iterator[Comparison]:
     control = rule_made(build_controlnet, _read(folder / f"{kind}_controlnet_config.json"), meta["salt_controlnet"])
     for name, net in (("unet", unet), ("controlnet", control)):
         shapes = {key: list(value.shape) for key, value in net.state_dict().items()}
-        yield Comparison.equal(GROUP, kind, f"{name}_keys", shapes, read_key_shapes(folder / f"{kind}_{name}_keys.json.gz"))
+        yield Comparison.equal(
+            GROUP, kind, f"{name}_keys", shapes, read_key_shapes(folder / f"{kind}_{name}_keys.json.gz")
+        )
     for run, settings in meta["runs"].items():
         for quantity, actual in _run(unet, control, inputs, run.split(".")[0], settings).items():
             for form, value in _forms(quantity, actual).items():

@@ -1,0 +1,176 @@
+"""What an ablation has to compute, kept on disk picture by picture so that it can be interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seesr_core.errors import DataError
+from seesr_core.pipeline import Prompts, SeeSRPipeline
+from seesr_core.reading import read_photo
+from seesr_core.settings import UpscaleSettings
+from seesr_core.writing import save_picture
+
+from ..data import digest
+from ..stage1 import fingerprint
+from .degrade import spread
+from .denoising import denoising_loss, make_target
+from .pictures import list_pictures, read_picture
+from .report import write_json
+from .rows import FILTERS, ROWS, WITHOUT_LOSS, Inputs, upscale
+
+_NETWORKS = ("unet", "controlnet", "vae", "text_encoder", "dape")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairFile:
+    """A pair on disk."""
+
+    name: str
+    """Without suffix."""
+    lr: Path
+    """Photo to upscale."""
+    hr: Path
+    """Original."""
+
+    def photo(self) -> Image.Image:
+        """LR."""
+        return read_photo(self.lr).rgb
+
+    def original(self) -> Tensor:
+        """HR, uint8 (3, H, W)."""
+        return read_picture(self.hr)
+
+
+def read_pairs(folder: Path, limit: int = 0) -> list[PairFile]:
+    """The pairs of a folder with LR and HR in it, at most `limit`, spread over all.
+
+    Raises:
+        DataError: LR or HR is missing or empty, or one has pictures that the other lacks.
+    """
+    lr, hr = (list_pictures(folder / kind) for kind in ("LR", "HR"))
+    if lonely := sorted(lr.keys() ^ hr.keys()):
+        raise DataError(f"{folder}: {', '.join(lonely[:5])} is only in one of LR and HR; complete or remove it.")
+    return [PairFile(name=name, lr=lr[name], hr=hr[name]) for name in spread(list(lr), limit)]
+
+
+@dataclass(kw_only=True, slots=True)
+class Study:
+    """Pictures and losses of every row and pair, in `out`."""
+
+    pipeline: SeeSRPipeline
+    """The whole model."""
+    plain: SeeSRPipeline | None
+    """The same with the un-tuned tagger."""
+    settings: UpscaleSettings
+    """Of every row, unless the row changes them."""
+    pairs: list[PairFile]
+    """At least two, since prompts are swapped among them."""
+    out: Path
+    """Where everything is kept."""
+    timesteps: Sequence[int]
+    """Of the denoising loss; its noise derives from the seed in `settings`."""
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By row and pair, as far as computed."""
+    _prompts: dict[str, Prompts] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.pairs) < 2:
+            raise DataError(f"{len(self.pairs)} pair is too few: prompts are swapped between at least two.")
+
+    def identity(self) -> dict[str, Any]:
+        """What pictures and losses depend on."""
+        models = self.pipeline.models
+        plain = {"tagger": fingerprint(self.plain.models.dape)} if self.plain else {}
+        return plain | {
+            "model": models.name,
+            **{
+                name: fingerprint(getattr(models, name))
+                for name in ("unet", "controlnet", "vae", "text_encoder", "dape")
+            },
+            "precision": str(models.dtype),
+            "sampling": asdict(self.settings),
+            "loss_timesteps": list(self.timesteps),
+            "names": [pair.name for pair in self.pairs],
+            "contents": digest(path.read_bytes() for pair in self.pairs for path in (pair.lr, pair.hr)),
+        }
+
+    def fill(self, rows: Sequence[str]) -> None:
+        """Make the pictures and losses of these rows that are missing.
+
+        Raises:
+            DataError: `out` holds another study, or a pair does not fit.
+        """
+        from tqdm import tqdm
+
+        self._claim()
+        for pair in tqdm(self.pairs, unit="pair", disable=None):
+            for row in rows:
+                if not self._file(row, pair).exists():
+                    save_picture(self._file(row, pair), self._make(row, pair))
+            self._fill_losses([row for row in rows if row in ROWS and row not in WITHOUT_LOSS], pair)
+
+    def picture(self, row: str, pair: PairFile) -> Tensor:
+        """A result, uint8 (3, H, W)."""
+        return read_picture(self._file(row, pair))
+
+    def loss(self, row: str, pair: PairFile) -> float | None:
+        """The denoising loss of a row; None where it has none."""
+        return self.losses.get(row, {}).get(pair.name)
+
+    def _claim(self) -> None:
+        """Take the folder, or go on with what it has."""
+        path, facts = self.out / "study.json", json.loads(json.dumps(self.identity()))
+        before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        changed = [name for name in facts if name in before and before[name] != facts[name]]
+        if changed:
+            raise DataError(f"{self.out} holds a study with another {', '.join(changed)}; choose another folder.")
+        write_json(path, {**before, **facts})
+        if (self.out / "losses.json").exists():
+            self.losses = json.loads((self.out / "losses.json").read_text("utf-8"))
+
+    def _file(self, row: str, pair: PairFile) -> Path:
+        return self.out / row / f"{pair.name}.png"
+
+    def _make(self, row: str, pair: PairFile) -> Image.Image:
+        if row in FILTERS:
+            _, height, width = pair.original().shape
+            return FILTERS[row](pair.photo(), (width, height))
+        return upscale(self.pipeline, pair.photo(), ROWS[row](self.inputs(pair)))
+
+    def _fill_losses(self, rows: Sequence[str], pair: PairFile) -> None:
+        missing = [row for row in rows if self.loss(row, pair) is None]
+        if not missing:
+            return
+        target = make_target(
+            self.pipeline, pair.photo(), pair.original(), pair.name, self.settings, timesteps=self.timesteps
+        )
+        inputs = self.inputs(pair)
+        for row in missing:
+            prompts = ROWS[row](inputs).prompts
+            self.losses.setdefault(row, {})[pair.name] = denoising_loss(self.pipeline, target, prompts)
+        write_json(self.out / "losses.json", self.losses)
+
+    def inputs(self, pair: PairFile) -> Inputs:
+        """What the rows start from."""
+        other = self.pairs[(self.pairs.index(pair) + len(self.pairs) // 2) % len(self.pairs)]
+        return Inputs(
+            settings=self.settings,
+            prompts=self._read(self.pipeline, "dape", pair),
+            others=self._read(self.pipeline, "dape", other),
+            plain=None if self.plain is None else self._read(self.plain, "plain", pair),
+        )
+
+    @torch.no_grad()
+    def _read(self, pipeline: SeeSRPipeline, tagger: str, pair: PairFile) -> Prompts:
+        key = f"{tagger} {pair.name}"
+        if key not in self._prompts:
+            self._prompts[key] = pipeline.read_prompts([pair.photo()], self.settings)
+        return self._prompts[key]
