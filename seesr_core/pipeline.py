@@ -118,6 +118,7 @@ class SeeSRPipeline:
             for i, (image, tags, text) in enumerate(zip(images, prompts.tags, texts, strict=True))
         ]
 
+    @torch.no_grad()
     def read_prompts(self, photos: Sequence[Image.Image], settings: UpscaleSettings) -> Prompts:
         """Tags and soft prompt of the photos as they are, before any upscaling, in one pass of the tagger."""
         dape = self.models.dape
@@ -152,6 +153,7 @@ class SeeSRPipeline:
     def _vae(self) -> PictureVAE:
         return PictureVAE(self.models.vae, self.models.device, self.models.dtype)
 
+    @torch.no_grad()
     def sample(
         self,
         prepared: Tensor,

@@ -13,10 +13,10 @@ from .models import Models
 from .settings import UpscaleSettings
 from .tiling import tile_grid
 
-# Bytes, measured on pictures of 1 to 9 megapixels and rounded up.
+# Bytes, measured on pictures of 36 megapixels and rounded up.
 _LR_PIXEL = 24  # a pixel of the photo: decoded, converted, and as the tagger's float input
 _HELD_PIXEL = 6  # a pixel of the prepared picture and of the decoded one
-_FINISH_PIXEL = {"none": 14, "adain": 18, "wavelet": 30}  # what the finish adds for one picture
+_FINISH_PIXEL = {"none": 14, "adain": 18, "wavelet": 32}  # what the finish adds for one picture
 # Feature maps alive at once, in units of the first level's.
 _UNET_MAPS = 80
 _VAE_MAPS = 6

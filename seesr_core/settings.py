@@ -68,9 +68,9 @@ class UpscaleSettings:
         try:
             self._check_numbers()
             self._check_choices()
+            self.denoised_timesteps()
         except TypeError as error:
             raise SettingsError(f"A setting has a value of the wrong type ({error}).") from error
-        timesteps(self.steps, spacing=self.spacing, start_timestep=self.start_timestep)
 
     def _check_numbers(self) -> None:
         _within("scale", self.scale, 1.0 / MAX_SCALE, MAX_SCALE)

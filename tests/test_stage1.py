@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from seesr_core.checkpoints.ram import read_adapter, read_dape, write_dape
 from seesr_core.dape import DAPE, Vocabulary, merge_published_lora
 from seesr_core.errors import DataError, SettingsError
-from trainer import stage1
+from trainer import command, stage1
 from trainer.data import Photo, read_photos
 from trainer.loop import train
 from trainer.recipes import STAGE1_RECIPES, STAGE2_RECIPES, Stage1Config, get_recipe
@@ -218,6 +218,30 @@ def test_what_cannot_work_is_one_sentence_and_exit_status_1(
     [record] = caplog.records
     assert message.replace("\\", "") in record.getMessage()
     assert "\n" not in record.getMessage()
+
+
+def test_ctrl_c_is_exit_status_130() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert command.run(interrupted) == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--help"], ["paper: The published DAPE", "--degradation.first.jpeg-quality", "--loop.steps"]),
+        (["--recipe", "debug", "--help"], ["Hardware: any CPU; seconds.", "--teacher PATH", "default: 32"]),
+    ],
+)
+def test_help_shows_recipes_and_every_setting(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        stage1.main(arguments)
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert [text for text in expected if text not in shown] == []
 
 
 def test_the_photos_shown_are_not_trained_on() -> None:

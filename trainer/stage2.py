@@ -35,6 +35,7 @@ from .data import Crops, Photo, digest, read_photos, scoped_seed, seeded
 from .loop import flat, train
 from .losses import noise_loss
 from .pairs import make_pairs
+from .pool import Pool, Prepared, fingerprint
 from .recipes import STAGE2_RECIPES, Stage2Config
 from .samples import save_grid
 
@@ -98,22 +99,6 @@ def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @dataclass(slots=True)
-class Prepared:
-    """What the frozen networks and the degradation make of a batch of photos, in compact types."""
-
-    photos: list[int]
-    """Which photo each crop is from."""
-    target: Tensor
-    """Sharpened HR (B, 3, H, W), uint8."""
-    condition: Tensor
-    """Upsampled LR (B, 3, H, W), uint8, as the published pairs are stored."""
-    latents: Tensor
-    """z₀ of the target, scaled (B, 4, H/8, W/8)."""
-    soft_prompt: Tensor
-    """DAPE's tokens (B, L, D)."""
-
-
-@dataclass(slots=True)
 class Batch:
     """The inputs of one training step, on the training device."""
 
@@ -136,12 +121,20 @@ class Batch:
 class Stage2Task:
     """Noise prediction on degraded crops."""
 
-    def __init__(self, config: Stage2Config, networks: Networks, crops: Crops, tags: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: Stage2Config,
+        networks: Networks,
+        crops: Crops,
+        tags: Sequence[str],
+        *,
+        pool_folder: Path | None = None,
+    ) -> None:
         self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
         self.device = config.loop.resolve_device()
         self.networks.to(self.device)
         self.acp = alphas_cumprod().to(self.device)
-        self.pool: dict[int, Prepared] = {}
+        self.pool = Pool(config.pool, self._pool_key() if config.pool else "", pool_folder)
         self.trained: nn.Module = nn.ModuleDict({"controlnet": networks.controlnet, "unet": networks.unet})
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
@@ -157,7 +150,7 @@ class Stage2Task:
     def batch(self, step: int) -> Batch:
         """All inputs of a step; every random draw derives from (seed, step)."""
         config, generator = self.config, seeded(self.config.loop.seed, 10, step)
-        prepared = self.prepared(step)
+        prepared = self.pool.get(step, self._prepare)
         count = len(prepared.photos)
         u = torch.rand(count, generator=generator)
         drop = torch.rand(count, generator=generator) < config.null_text
@@ -169,17 +162,8 @@ class Stage2Task:
             noise=torch.randn(latents.shape, generator=generator).to(self.device),
             timesteps=(1000 * u.pow(config.timestep_power)).long().clamp(max=999).to(self.device),
             soft_prompt=prepared.soft_prompt.to(self.device),
-            prompts=["" if d else self.tags[i] for d, i in zip(drop.tolist(), prepared.photos, strict=True)],
+            prompts=["" if d else self.tags[i] for d, i in zip(drop.tolist(), prepared.photos.tolist(), strict=True)],
         )
-
-    def prepared(self, step: int) -> Prepared:
-        """The degraded crops of a step and what the frozen networks say of them, from the pool if there is one."""
-        if not self.config.pool:
-            return self._prepare(step)
-        number = step % self.config.pool
-        if number not in self.pool:
-            self.pool[number] = self._prepare(number)
-        return self.pool[number]
 
     def _prepare(self, number: int) -> Prepared:
         config, numbers = self.config, (self.config.loop.seed, 7, number)
@@ -187,19 +171,29 @@ class Stage2Task:
         group, device = config.degradation_group, self.device
         pair = make_pairs(crops, config.degradation, numbers=numbers, group=group, device=device)
         return Prepared(
-            photos=photos,
+            photos=torch.tensor(photos),
             target=_to_u8(pair.hr_usm),
             condition=_to_u8(pair.lr_upsampled),
             latents=self.encode_image(pair.hr_usm, seeded(config.loop.seed, 8, number)).cpu(),
             soft_prompt=self.soft_prompt(pair.lr_upsampled).cpu(),
         )
 
+    def _pool_key(self) -> str:
+        """Everything that a prepared batch depends on."""
+        config, names = self.config, "crop min_scale degradation degradation_group".split()
+        settings = {name: asdict(config)[name] for name in names}
+        loop = (config.loop.seed, config.loop.batch_size, config.loop.precision)
+        networks = fingerprint(self.networks.vae), fingerprint(self.networks.dape)
+        return digest(repr(part).encode() for part in (settings, loop, networks, self._photos()))
+
+    def _photos(self) -> str:
+        return f"{len(self.crops)} ({digest(photo.path.name.encode() for photo in self.crops.photos)})"
+
     def identity(self) -> dict[str, Any]:
         """What must stay the same when the stage is resumed."""
         settings = asdict(self.config)
         del settings["loop"]
-        names = digest(photo.path.name.encode() for photo in self.crops.photos)
-        return {**flat(settings), "photos": f"{len(self.crops)} ({names})"}
+        return {**flat(settings), "photos": self._photos()}
 
     def encode_image(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """The scaled latent of an image in [0, 1]: a sample of the posterior, or a deterministic autoencoder's code."""
@@ -325,10 +319,18 @@ def run(options: Command) -> Path:
     return train_control(options.config, networks, photos, options.out, base=options.base.name, recipe=options.recipe)
 
 
-def train_control(config: Stage2Config, networks: Networks, photos: Sequence[Photo], out: Path, **about: Any) -> Path:
+def train_control(
+    config: Stage2Config,
+    networks: Networks,
+    photos: Sequence[Photo],
+    out: Path,
+    *,
+    pool_folder: Path | None = None,
+    **about: Any,
+) -> Path:
     """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata."""
     crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
-    task = Stage2Task(config, networks, crops, tag_prompts(crops.photos))
+    task = Stage2Task(config, networks, crops, tag_prompts(crops.photos), pool_folder=pool_folder or out / "pool")
     weights = train(task, config.loop, out, identity=task.identity())
     path = out / "seesr-control.safetensors"
     export(task, weights, path, **about)

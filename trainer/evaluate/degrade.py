@@ -50,7 +50,7 @@ class Options:
     smaller photos are left out."""
     limit: int = 0
     """At most so many photos, spread over the list; 0 takes all."""
-    degradation: tyro.conf.OmitArgPrefixes[DegradationConfig] = field(default_factory=DegradationConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     """How LR is made; the defaults are those of the published training."""
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ def spread(items: Sequence[Any], limit: int) -> list[Any]:
 
 
 def degraded(hr_3HW: Tensor, name: str, config: DegradationConfig, *, seed: int) -> Tensor:
-    """The LR picture, uint8 (3, H // scale, W // scale), of a uint8 photo (3, H, W); draws derive from seed and name."""
+    """The LR picture, uint8 (3, H // scale, W // scale), of a uint8 photo (3, H, W), drawn from seed and name."""
     draws = GeneratorDraws(seeded(seed, _STREAM, zlib.crc32(name.encode())))
     return to_u8(degrade(hr_3HW[None].float() / 255.0, config, draws).lr[0])
 

@@ -58,15 +58,20 @@ class Estimate(NamedTuple):
     value: float
     """On all photos."""
     low: float
-    """2.5 % of the resamples lie below."""
+    """Lower end."""
     high: float
-    """2.5 % lie above."""
+    """Upper end."""
 
     @classmethod
     def of(cls, value: Tensor, resampled_R: Tensor) -> Estimate:
-        """From the figure on all photos and on the resamples (NaN resamples are passed over)."""
-        low, high = torch.nanquantile(resampled_R, torch.tensor([0.025, 0.975], dtype=resampled_R.dtype)).tolist()
-        return cls(float(value), low, high)
+        """From the figure on all photos and on the resamples (NaN resamples are passed over).
+
+        The interval is that of the resamples' deviations from their own mean: a photo drawn twice raises the average
+        precision of a rare tag, so the resamples as a whole lie too high.
+        """
+        deviations = resampled_R - resampled_R.nanmean()
+        low, high = torch.nanquantile(deviations, torch.tensor([0.025, 0.975], dtype=deviations.dtype)).tolist()
+        return cls(float(value), float(value) + low, float(value) + high)
 
     def text(self, digits: int = 3, *, signed: bool = False) -> str:
         """As in tables: value [low, high]."""

@@ -91,10 +91,7 @@ class Study:
         plain = {"tagger": fingerprint(self.plain.models.dape)} if self.plain else {}
         return plain | {
             "model": models.name,
-            **{
-                name: fingerprint(getattr(models, name))
-                for name in ("unet", "controlnet", "vae", "text_encoder", "dape")
-            },
+            **{name: fingerprint(getattr(models, name)) for name in _NETWORKS},
             "precision": str(models.dtype),
             "sampling": asdict(self.settings),
             "loss_timesteps": list(self.timesteps),

@@ -141,7 +141,7 @@ class Builder:
         tokenizer = train_tokenizer(words, vocab_size=self.config.vocab_size)
         networks = build_prior(config, self._vae(), tokenizer, self._dape())
         crops, prompts = self._tagged_crops()
-        task = PriorTask(config, networks, crops, prompts)
+        task = PriorTask(config, networks, crops, prompts, pool_folder=self.out / "pool")
         weights = train(task, config.stage2.loop, self.out / "prior", identity=task.identity())
         task.trained.load_state_dict(weights, strict=False)
         about = {"recipe": "nano", "base": "seesr-nano", "step": config.stage2.loop.steps}
@@ -165,6 +165,7 @@ class Builder:
         start = read_control(self.out / "prior-control.safetensors")
         networks = build_networks(load_base(self.parts["prior"][0]), self._dape(), self.config.control, start)
         about = {"recipe": "nano", "base": "seesr-nano", "defaults": self.config.defaults}
+        about["pool_folder"] = self.out / "pool"
         train_control(self.config.control, networks, read_photos(self.parts["tags"][0]), self.out / "control", **about)
 
     def package(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from .text import build_text_encoder
 class PriorSizes:
     """Sizes of the small U-Net and text encoder."""
 
-    channels: tuple[int, ...] = (96, 128, 128)
+    channels: tuple[int, ...] = (64, 128, 128)
     """Channels per level; heads are 64 wide as in SD-2."""
     attention: tuple[bool, ...] = (False, True, True)
     """Which levels have text transformers (and so RCA); at full resolution they cost most and matter least."""
@@ -93,8 +94,8 @@ def build_prior(config: PriorConfig, vae: nn.Module, tokenizer_files: Any, dape:
 class PriorTask(Stage2Task):
     """Stage 2's task with the U-Net and the text encoder trained as well."""
 
-    def __init__(self, config: PriorConfig, networks: Networks, *data: Any) -> None:
-        super().__init__(config.stage2, networks, *data)
+    def __init__(self, config: PriorConfig, networks: Networks, *data: Any, pool_folder: Path | None = None) -> None:
+        super().__init__(config.stage2, networks, *data, pool_folder=pool_folder)
         self.alone = config.alone
         self.trained = nn.ModuleDict(
             {"unet": networks.unet, "controlnet": networks.controlnet, "text_encoder": networks.text_encoder}

@@ -1,0 +1,40 @@
+"""`seesr_core` is importable where neither the host nor the libraries of the extras are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from .golden import ROOT
+
+BLOCKED = ("comfy", "comfy_api", "folder_paths", "nodes", "diffusers", "peft", "accelerate", "transformers", "tqdm")
+PROGRAM = f"""
+import importlib, pkgutil, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+import seesr_core
+names = [module.name for module in pkgutil.walk_packages(seesr_core.__path__, "seesr_core.")]
+for name in names:
+    importlib.import_module(name)
+    sys.stdout.write(name + "\\n")
+"""
+
+
+def test_every_module_imports_without_the_host_and_the_extras() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"seesr_core.pipeline", "seesr_core.cli.main", "seesr_core.__main__", "seesr_core.rca"} <= set(
+        done.stdout.split()
+    )
+
+
+def test_the_command_starts_as_a_module() -> None:
+    command = [sys.executable, "-m", "seesr_core", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip().count(".") == 2
