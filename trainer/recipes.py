@@ -118,18 +118,19 @@ def stage1_paper() -> Stage1Config:
 
 
 def stage1_nano() -> Stage1Config:
-    """The DAPE of the embedded small model: 600 steps of batch 16 on 128² crops, on two CPU cores.
+    """The DAPE of the embedded small model: 450 steps of batch 16 on 128² crops, on two CPU cores.
 
     Reproduces: `seesr_core/nano/dape/dape-nano.safetensors`, given the small tagger as the teacher.
+    The adapter's scale of 1/8 is the published one; a net this small needs a larger learning rate to move by as much.
     Expected: the figures in the model card (mean average precision of DAPE and of the plain tagger on degraded photos).
-    Hardware: two CPU cores with bf16; a quarter of an hour when nothing else runs.
+    Hardware: two CPU cores with bf16; under ten minutes.
     Command: python -m trainer.stage1 --recipe nano --teacher runs/nano/tagger.safetensors --data photos/train.jsonl
         --out runs/nano/dape
     """
     loop = LoopConfig(
-        steps=600,
+        steps=450,
         batch_size=16,
-        learning_rate=1e-3,
+        learning_rate=8e-3,
         weight_decay=0.0,
         warmup=50,
         decay="cosine",

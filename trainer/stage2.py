@@ -180,7 +180,7 @@ class Stage2Task:
 
     def _pool_key(self) -> str:
         """Everything that a prepared batch depends on."""
-        config, names = self.config, "crop min_scale degradation degradation_group".split()
+        config, names = self.config, ("crop", "min_scale", "degradation", "degradation_group")
         settings = {name: asdict(config)[name] for name in names}
         loop = (config.loop.seed, config.loop.batch_size, config.loop.precision)
         networks = fingerprint(self.networks.vae), fingerprint(self.networks.dape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,27 @@ def _write(stream: TextIO, line: str) -> None:
 def is_terminal() -> bool:
     """Whether a person watches: progress and summaries are for them alone."""
     return sys.stderr.isatty()
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say_error(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Inside, the project's own warnings are shown; on a terminal, what it does as well."""
+    logger, handler = logging.getLogger("seesr_core"), _Lines()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if is_terminal() else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import SeeSRError, SettingsError
 from . import tags, upscale
-from .console import is_terminal, say_error
+from .console import log_to_stderr, say_error
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 _EXTRAS = ("diffusers", "transformers", "tqdm")
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         _quiet_libraries()
-        _configure_logging()
-        code: int = arguments.run(arguments)
+        with log_to_stderr():
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except SettingsError as error:
@@ -66,13 +66,8 @@ def _fail(message: str, code: int) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Their notices are for developers; set before they are imported, and only where the user has not."""
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
+    """Their notices are for developers; the variables count at their import, and where the user has not set them."""
+    for name in ("diffusers", "transformers"):
+        if os.environ.setdefault(f"{name.upper()}_VERBOSITY", "error") == "error":
+            logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _configure_logging() -> None:
-    level = logging.INFO if is_terminal() else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("seesr_core").setLevel(level)

@@ -34,7 +34,7 @@ from ..degradation import DegradationConfig
 from ..nano.tagger import predict, split, targets
 from ..stage1 import read_teacher
 from .degrade import degraded
-from .ranking import Estimate, map_over_photos, map_over_tags, mean_estimate, resamples
+from .ranking import Estimate, map_over_photos, map_over_tags, resamples
 from .report import Column, markdown, show, write_json
 
 _STREAM = 21
@@ -63,14 +63,18 @@ class Options:
     """What degradation and bootstrap derive from."""
     repeats: int = 3
     """Different degradations of each photo."""
+    min_photos: int = 5
+    """Human words on fewer photos are left out of the mean over tags: their average precision is chance."""
     resamples: int = 1000
     """Bootstrap resamples."""
     limit: int = 0
     """At most so many photos; 0 takes all."""
 
     def __post_init__(self) -> None:
-        if min(self.holdout_every, self.repeats, self.resamples) < 1 or self.limit < 0:
-            raise SettingsError("holdout-every, repeats and resamples must be at least 1, limit at least 0.")
+        if min(self.holdout_every, self.repeats, self.min_photos, self.resamples) < 1 or self.limit < 0:
+            raise SettingsError(
+                "holdout-every, repeats, min-photos and resamples must be at least 1, limit at least 0."
+            )
 
 
 def evaluate(options: Options) -> dict[str, Any]:
@@ -109,8 +113,8 @@ def robustness(
     if not telling.any():
         raise DataError("The tagger says the same of all clean photos, so there is nothing to rank; give more photos.")
     rows = {"tagger": run_tagger(tagger, lr), "DAPE": run_tagger(dape, lr)}
-    positive = believed[:, telling].repeat(options.repeats, 1)
-    precision = _precision({name: row.logits_BN[:, telling] for name, row in rows.items()}, positive, weights)
+    positive = believed.repeat(options.repeats, 1)
+    precision = _precision({name: row.logits_BN for name, row in rows.items()}, positive, telling, weights)
     target = truth.tokens_BLD.repeat(options.repeats, 1, 1)
     errors = {name: F.mse_loss(row.tokens_BLD, target).item() for name, row in rows.items()}
     return {
@@ -141,12 +145,16 @@ def run_tagger(tagger: DAPE, inputs: Sequence[Tensor], *, batch: int = 16) -> DA
     return DAPEOutput(tokens, logits)
 
 
-def _precision(scores: dict[str, Tensor], positive_NT: Tensor, weights_RN: Tensor) -> dict[str, dict[str, Any]]:
-    """Mean average precision of two rivals and their paired difference, over tags and over photos, in percent."""
+def _precision(
+    scores: dict[str, Tensor], positive_NT: Tensor, telling_T: Tensor, weights_RN: Tensor
+) -> dict[str, dict[str, Any]]:
+    """Mean average precision of two rivals and their paired difference, in percent; over tags only the telling ones."""
     rows: dict[str, dict[str, Any]] = {name: {} for name in (*scores, "difference")}
-    for key, figure in (("map_tags", map_over_tags), ("map_photos", map_over_photos)):
-        values = {name: 100 * figure(score, positive_NT) for name, score in scores.items()}
-        spread = {name: 100 * figure(score, positive_NT, weights_RN) for name, score in scores.items()}
+    every_T = torch.ones_like(telling_T)
+    for key, figure, kept_T in (("map_tags", map_over_tags, telling_T), ("map_photos", map_over_photos, every_T)):
+        positive = positive_NT[:, kept_T]
+        values = {name: 100 * figure(score[:, kept_T], positive) for name, score in scores.items()}
+        spread = {name: 100 * figure(score[:, kept_T], positive, weights_RN) for name, score in scores.items()}
         first, second = scores
         values["difference"] = values[second] - values[first]
         spread["difference"] = spread[second] - spread[first]
@@ -167,12 +175,14 @@ def labels(tagger: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], option
     positive = targets(shown, vocabulary.tags).bool()
     frequency = targets(training or shown, vocabulary.tags).mean(0).expand(len(shown), -1)
     weights = resamples(len(shown), options.resamples, seeded(options.seed, _STREAM, 1))
-    rows = _precision({"tag frequency": frequency, "tagger": predict(tagger, shown)}, positive, weights)
-    per_photo = mean_estimate(positive.sum(1), weights)
+    telling = positive.sum(0) >= min(options.min_photos, len(shown))
+    if not telling.any():
+        return {"absent": f"no word is on {options.min_photos} of {len(shown)} photos"}
+    rows = _precision({"tag frequency": frequency, "tagger": predict(tagger, shown)}, positive, telling, weights)
     return {
         "photos": len(shown),
-        "tags": int(positive.any(0).sum()),
-        "tags_per_photo": per_photo._asdict(),
+        "tags": int(telling.sum()),
+        "words_per_photo": positive.sum(1).float().mean().item(),
         "frequencies_of": "training photos" if training else "the same photos (kind to the baseline)",
         "note": "a word that is not written down counts as absent although it is unknown",
         "rows": rows,

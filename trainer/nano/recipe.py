@@ -8,7 +8,7 @@ from typing import Any
 
 from ..degradation import DegradationConfig, SharpenConfig
 from ..loop import LoopConfig
-from ..recipes import Stage1Config, Stage2Config, stage2_nano
+from ..recipes import Stage1Config, Stage2Config, stage1_nano, stage2_nano
 from .autoencoder import AutoencoderConfig
 from .prior import PriorConfig, PriorSizes
 from .tagger import TaggerConfig
@@ -47,7 +47,7 @@ def nano() -> NanoConfig:
     """
     fast: dict[str, Any] = {"warmup": 50, "decay": "cosine", "precision": "bf16"}
     joint = LoopConfig(
-        steps=3000, batch_size=32, learning_rate=4e-4, ema=0.998, save_every=100, sample_every=500, **fast
+        steps=1300, batch_size=32, learning_rate=4e-4, ema=0.998, save_every=100, sample_every=500, **fast
     )
     control = stage2_nano()
     return NanoConfig(
@@ -77,22 +77,7 @@ def nano() -> NanoConfig:
                 **fast,
             )
         ),
-        dape=Stage1Config(
-            loop=LoopConfig(
-                steps=600,
-                batch_size=16,
-                learning_rate=1e-3,
-                weight_decay=0.0,
-                save_every=100,
-                sample_every=300,
-                **fast,
-            ),
-            crop=128,
-            min_scale=0.0,
-            degradation=DegradationConfig(sharpen=SharpenConfig(fast=True), quantize=True),
-            degradation_group=4,
-            antialias=True,
-        ),
+        dape=stage1_nano(),
         prior=PriorConfig(stage2=_like(control, joint)),
         control=control,
         defaults=dict(NANO_DEFAULTS),

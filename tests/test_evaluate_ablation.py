@@ -1,0 +1,182 @@
+"""The ablation: what each row changes, resuming, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seesr_core.checkpoints.ram import write_dape
+from seesr_core.dape import Tag
+from seesr_core.errors import DataError, SettingsError
+from seesr_core.pipeline import Prompts, SeeSRPipeline
+from trainer.evaluate import ablation, study
+from trainer.evaluate.ablation import Options, main, run, table
+from trainer.evaluate.denoising import denoising_loss, make_target
+from trainer.evaluate.pictures import as_tensor
+from trainer.evaluate.rows import FILTERS, FULL, ROWS, Inputs, bicubic_sharpened, upscale
+
+from .dape_nets import tiny_dape
+from .tiny_model import photo, tagger, tiny_models, write_tiny_model
+
+STEPS = {"timesteps": (200, 800)}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    for kind in ("LR", "HR"):
+        (folder / kind).mkdir()
+    for seed, name in enumerate("abc"):
+        photo(64, 64, seed).save(folder / "HR" / f"{name}.png")
+        photo(16, 16, seed).save(folder / "LR" / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model, and another tagger with the same words."""
+    folder = tmp_path_factory.mktemp("files")
+    write_dape(folder / "tagger.safetensors", tiny_dape(seed=5), tagger()[1], dtype=torch.float32)
+    return {"model": write_tiny_model(folder / "model"), "tagger": folder / "tagger.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def done(pairs: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study."""
+    out = tmp_path_factory.mktemp("study")
+    run(options(pairs, files, out))
+    return out
+
+
+def options(pairs: Path, files: dict[str, Path], out: Path, **changes) -> Options:
+    given = {"model": str(files["model"]), "tagger": files["tagger"], "device": "cpu", "dtype": "fp32"}
+    return Options(pairs=pairs, out=out, **{**given, **STEPS, **changes})
+
+
+def report_of(out: Path) -> dict:
+    return json.loads((out / "ablation.json").read_text("utf-8"))
+
+
+def test_every_row_differs_from_full_and_is_measured(done: Path) -> None:
+    rows = report_of(done)["rows"]
+    assert list(rows) == [*ROWS, *FILTERS]
+    for row, summary in rows.items():
+        assert set(summary["count"].values()) == {3}
+        assert summary["mean"]["psnr_y"] > 0
+        assert (summary["mean"]["change"] == 0) == (row == FULL)
+        assert ("loss" in summary["mean"]) == (row in ROWS and row != "start_from_noise")
+        assert row == FULL or summary["difference"]["psnr_y"]["value"] == pytest.approx(
+            summary["mean"]["psnr_y"] - rows[FULL]["mean"]["psnr_y"]
+        )
+    losses = {row: summary["mean"]["loss"] for row, summary in rows.items() if "loss" in summary["mean"]}
+    assert len(set(losses.values())) == len(losses) == 6
+
+
+def test_rows_change_one_thing() -> None:
+    pipeline = SeeSRPipeline(models=tiny_models())
+    settings = pipeline.settings()
+    with torch.no_grad():
+        own, other = (pipeline.read_prompts([photo(seed=seed)], settings) for seed in (0, 1))
+    inputs = Inputs(settings=settings, prompts=own, others=other, plain=None)
+    made = {name: change(inputs) for name, change in ROWS.items() if name != "plain_tagger"}
+    assert made[FULL] == inputs
+    assert made["no_tags"].prompts.tags == [[]]
+    assert made["no_tags"].prompts.soft_prompt is own.soft_prompt
+    assert made["shuffled_tags"].prompts == Prompts(tags=other.tags, soft_prompt=own.soft_prompt)
+    assert made["no_soft_prompt"].prompts == Prompts(tags=own.tags, soft_prompt=None)
+    assert made["shuffled_soft_prompt"].prompts == Prompts(tags=own.tags, soft_prompt=other.soft_prompt)
+    assert made["start_from_noise"].settings.start == "noise"
+    assert made["start_from_noise"].prompts is own
+
+
+def test_a_second_run_computes_nothing_and_a_lost_file_is_made_again(
+    pairs: Path, files: dict[str, Path], done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = report_of(done)
+    lost = done / "no_tags" / "b.png"
+    pixels = np.asarray(Image.open(lost))
+    lost.unlink()
+    made: list[Inputs] = []
+
+    def counted(pipeline: SeeSRPipeline, lr: Image.Image, inputs: Inputs) -> Image.Image:
+        made.append(inputs)
+        return upscale(pipeline, lr, inputs)
+
+    monkeypatch.setattr(study, "upscale", counted)
+    monkeypatch.setattr(study, "denoising_loss", None)
+    run(options(pairs, files, done))
+    assert len(made) == 1
+    assert np.array_equal(np.asarray(Image.open(lost)), pixels)
+    assert report_of(done) == before
+
+
+def test_another_study_in_the_folder_is_refused(pairs: Path, files: dict[str, Path], done: Path) -> None:
+    with pytest.raises(DataError, match="another sampling"):
+        run(options(pairs, files, done, steps=1))
+    with pytest.raises(DataError, match="another names"):
+        run(options(pairs, files, done, limit=2))
+
+
+def test_the_tagger_can_be_added_later(pairs: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    chosen = {"rows": ("no_tags", "plain_tagger", "bicubic"), "limit": 2}
+    first = run(options(pairs, files, tmp_path, tagger=None, **chosen))
+    assert list(first["rows"]) == [FULL, "no_tags", "bicubic"]
+    assert list(first["absent"]) == ["plain_tagger", "niqe"]
+    assert "plain_tagger absent: no un-tuned tagger (--tagger)." in table(first)
+    assert list(run(options(pairs, files, tmp_path, **chosen))["rows"]) == [FULL, "no_tags", "plain_tagger", "bicubic"]
+
+
+def test_command_line_with_sheet(
+    pairs: Path, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--pairs", str(pairs), "--out", str(tmp_path), "--model", str(files["model"]), "--device", "cpu"]
+    sheet = ["--sheet", str(tmp_path / "sheet.png"), "--sheet-rows", "2"]
+    assert main([*flags, *sheet, "--rows", "shuffled_tags", "bicubic", "--timesteps", "100", "--dtype", "fp32"]) == 0
+    out = capsys.readouterr().out
+    assert "| 3 pairs | PSNR-Y ↑ | SSIM-Y ↑ | NIQE ↓ | change of the output | denoising loss ↓ | loss − full" in out
+    assert "| bicubic |" in out
+    assert Image.open(tmp_path / "sheet.png").width == 4 * (64 + 4)
+
+
+def test_denoising_loss_sees_prompts_and_fixed_noise() -> None:
+    pipeline = SeeSRPipeline(models=tiny_models())
+    settings = pipeline.settings()
+    hr = as_tensor(photo(64, 64, 3))
+    with torch.no_grad():
+        soft_prompt = pipeline.read_prompts([photo(16, 16, 3)], settings).soft_prompt
+        targets = [make_target(pipeline, photo(16, 16, 3), hr, name, settings, timesteps=(300,)) for name in "aab"]
+    prompts = Prompts(tags=[[Tag("ab", 0.9, 2)]], soft_prompt=soft_prompt)
+    losses = [denoising_loss(pipeline, target, prompts) for target in targets]
+    assert losses[0] == losses[1] != losses[2]
+    for changed in (Prompts(tags=[[]], soft_prompt=soft_prompt), Prompts(tags=prompts.tags, soft_prompt=None)):
+        assert denoising_loss(pipeline, targets[0], changed) != losses[0]
+    with pytest.raises(DataError, match=r"x: HR should be LR × 4.*64×64; it has 72×64 pixels"):
+        make_target(pipeline, photo(16, 16), as_tensor(photo(72, 64)), "x", settings)
+
+
+def test_refusals(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="Unknown rows nonsense"):
+        Options(pairs=pairs, out=tmp_path, rows=("nonsense",))
+    with pytest.raises(SettingsError, match="0 … 999"):
+        Options(pairs=pairs, out=tmp_path, timesteps=(1000,))
+    for kind in ("LR", "HR"):
+        (tmp_path / kind).mkdir()
+        photo().save(tmp_path / kind / f"{kind}.png")
+    with pytest.raises(DataError, match="HR, LR is only in one"):
+        study.read_pairs(tmp_path)
+
+
+def test_sharpening_sharpens() -> None:
+    flat, sharp = (np.asarray(row(photo(8, 8), (32, 32)), dtype=float) for row in FILTERS.values())
+    assert FILTERS["bicubic_sharpened"] is bicubic_sharpened
+    assert np.abs(np.diff(sharp, axis=1)).mean() > 1.2 * np.abs(np.diff(flat, axis=1)).mean()
+
+
+def test_means_need_at_least_two_pairs(pairs: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 pair is too few"):
+        ablation.open_study(options(pairs, files, tmp_path, limit=1))
