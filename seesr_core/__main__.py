@@ -1,15 +1,16 @@
 """`python -m seesr_core`."""
 
 import sys
+from collections.abc import Sequence
 
 
-def main() -> int:
-    """Run the command line; returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line on `argv` (the process's own if None); returns the exit code."""
     try:
         # Importing torch takes seconds in which a person may change their mind.
         from .cli.main import main as run
 
-        return run()
+        return run(argv)
     except KeyboardInterrupt:
         return 130
 

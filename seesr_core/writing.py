@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import tempfile
@@ -125,5 +126,8 @@ def save_picture(path: str | os.PathLike[str], picture: Image.Image, *, icc: byt
     """
     kind = format_of(Path(path))
     profile = {"icc_profile": icc} if icc else {}
+    # In memory first: of a disk that fills up, Pillow's encoders only say "encoder error -2".
+    encoded = io.BytesIO()
+    picture.save(encoded, kind.name, **kind.options, **profile)
     with atomic_write(path) as temporary:
-        picture.save(temporary, kind.name, **kind.options, **profile)
+        temporary.write_bytes(encoded.getbuffer())

@@ -290,7 +290,7 @@ def test_ctrl_c_in_the_middle_leaves_no_half_file(
 def test_ctrl_c_while_writing_leaves_no_half_file(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image.Image, "save", interrupt)
+    monkeypatch.setattr(Path, "write_bytes", interrupt)
     assert run(model, source, tmp_path / "results" / "out.png") == 130
     assert list((tmp_path / "results").iterdir()) == []
 
@@ -311,10 +311,10 @@ def test_ctrl_c_in_a_folder_keeps_what_is_done_and_reports_it(
 def test_a_full_disk_loses_nothing(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     target = tmp_path / "results" / "out.png"
     assert "out.png: No space left on device" in refusal(model, capfd, source, target)
     assert list(target.parent.iterdir()) == []

@@ -150,7 +150,7 @@ def test_denoising_loss_sees_prompts_and_fixed_noise() -> None:
     with torch.no_grad():
         soft_prompt = pipeline.read_prompts([photo(16, 16, 3)], settings).soft_prompt
         targets = [make_target(pipeline, photo(16, 16, 3), hr, name, settings, timesteps=(300,)) for name in "aab"]
-    prompts = Prompts(tags=[[Tag("ab", 0.9, 2)]], soft_prompt=soft_prompt)
+    prompts = Prompts(tags=[[Tag(name, 0.9, 0) for name in ("ab", "a", "b", "b a")]], soft_prompt=soft_prompt)
     losses = [denoising_loss(pipeline, target, prompts) for target in targets]
     assert losses[0] == losses[1] != losses[2]
     for changed in (Prompts(tags=[[]], soft_prompt=soft_prompt), Prompts(tags=prompts.tags, soft_prompt=None)):

@@ -112,10 +112,10 @@ def test_worse_for_blurred_and_for_noisy_pictures_and_always_the_same(model: Niq
 
 def test_flat_blocks_are_passed_over_and_rounding_noise_does_not_matter(model: NiqeModel) -> None:
     luma = torch.tensor(texture(300))
-    luma[:, 96:] = 77.0
+    luma[:, 150:] = 77.0
     value = niqe(luma, model)
     assert value is not None
-    nudged = NiqeModel(mean=model.mean, covariance=model.covariance, window=model.window * (1 + 1e-14))
+    nudged = NiqeModel(mean=model.mean, covariance=model.covariance, window=model.window * (1 - 1e-14))
     assert niqe(luma, nudged) == pytest.approx(value, rel=1e-9)
 
 

@@ -46,8 +46,13 @@ def networks() -> dict[str, Any]:
     from seesr_core.control import controlnet_from_unet
     from seesr_core.prior import build_unet
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokens = {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    tokens: dict[str, Any] = {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     unet = randomize(build_unet(unet_config([False, True], widths=[32, 64]), context_dim=CONFIG.token_width), 1)
     return {
         "unet": unet,
