@@ -331,6 +331,17 @@ def test_too_little_memory_is_one_sentence(
     assert "choose a smaller scale or cut the photo into parts" in message
 
 
+def test_memory_that_ends_while_loading_is_one_sentence(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(upscale, "load_models", exhausted)
+    message = refusal(model, capfd, source, tmp_path / "out.png")
+    assert "The memory is exhausted: close other programs" in message
+
+
 def test_a_missing_library_names_the_extra(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import SeeSRError, SettingsError
+from ..memory import one_sentence_when_exhausted
 from . import tags, upscale
 from .console import log_to_stderr, say_error
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         _quiet_libraries()
-        with log_to_stderr():
+        with log_to_stderr(), one_sentence_when_exhausted("close other programs or take a smaller photo or model"):
             code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code

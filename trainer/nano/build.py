@@ -144,7 +144,7 @@ class Builder:
         task = PriorTask(config, networks, crops, prompts, pool_folder=self.out / "pool")
         weights = train(task, config.stage2.loop, self.out / "prior", identity=task.identity())
         task.trained.load_state_dict(weights, strict=False)
-        about = {"recipe": "nano", "base": "seesr-nano", "step": config.stage2.loop.steps}
+        about: dict[str, Any] = {"recipe": "nano", "base": "seesr-nano", "step": config.stage2.loop.steps}
         write_control(
             self.out / "prior-control.safetensors",
             ControlParts.from_modules(networks.unet, networks.controlnet, **about),
@@ -164,9 +164,16 @@ class Builder:
         """Stage 2 around the frozen prior, from the ControlNet that learnt with it."""
         start = read_control(self.out / "prior-control.safetensors")
         networks = build_networks(load_base(self.parts["prior"][0]), self._dape(), self.config.control, start)
-        about = {"recipe": "nano", "base": "seesr-nano", "defaults": self.config.defaults}
-        about["pool_folder"] = self.out / "pool"
-        train_control(self.config.control, networks, read_photos(self.parts["tags"][0]), self.out / "control", **about)
+        train_control(
+            self.config.control,
+            networks,
+            read_photos(self.parts["tags"][0]),
+            self.out / "control",
+            pool_folder=self.out / "pool",
+            recipe="nano",
+            base="seesr-nano",
+            defaults=self.config.defaults,
+        )
 
     def package(self) -> None:
         """Write the three files in half precision, under their names in the model folder."""
