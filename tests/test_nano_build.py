@@ -54,7 +54,7 @@ def test_the_three_files_load_and_fit_each_other(run: Path):
     assert control.context_dim == dape.config.token_width
     assert control.unet_config["cross_attention_dim"] == base.unet_config["cross_attention_dim"]
     assert set(vocabulary.tags) == {word for words in WORDS for word in words}
-    assert control.defaults["steps"] == 2
+    assert control.defaults["solver"] == "ddim"
 
 
 def test_parts_that_are_done_are_left_alone(run: Path):
