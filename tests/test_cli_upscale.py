@@ -373,6 +373,7 @@ def test_ctrl_c_from_outside_ends_with_130(model: Path, source: Path, tmp_path: 
         "import seesr_core.sampling as sampling\n"
         "from seesr_core.cli.main import main\n"
         "step = sampling.ddpm_step\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have come with it ignored\n"
         "def signalled(*a, **k):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    return step(*a, **k)\n"
