@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .dape.vocabulary import SEPARATOR
@@ -16,7 +15,6 @@ def compose_prompt(tags: Sequence[str], prompt: str, added_prompt: str) -> str:
     return f"{SEPARATOR.join(tags)}, {prompt},{added_prompt}"
 
 
-@torch.no_grad()
 def encode_prompts(prompts: Sequence[str], tokenizer: Any, text_encoder: Any) -> Tensor:
     """Text states (N, L, D) in float32 of N prompts, padded or cut to the encoder's length L (77 for CLIP).
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from seesr_core.errors import DataError
 
@@ -113,6 +113,12 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
+def epoch_order(number: int, count: int, seed: int) -> int:
+    """Which of `count` items is drawn as number `number`: each once an epoch, every epoch in an order of its own."""
+    epoch, position = divmod(number, count)
+    return int(torch.randperm(count, generator=seeded(seed, 1, epoch))[position])
+
+
 @contextlib.contextmanager
 def scoped_seed(*numbers: int) -> Iterator[None]:
     """Within the block torch's own generators (dropout, initialisation) derive from `numbers`; then they are as
@@ -173,8 +179,7 @@ class Crops:
 
     def index(self, number: int) -> int:
         """Which photo is drawn as image `number`: every photo once an epoch, each epoch in an order of its own."""
-        epoch, position = divmod(number, len(self))
-        return int(torch.randperm(len(self), generator=seeded(self.seed, 1, epoch))[position])
+        return epoch_order(number, len(self), self.seed)
 
     def crop(self, index: int, generator: torch.Generator) -> Tensor:
         """A random crop of photo `index`, uint8 (3, size, size), flipped with probability ½."""
@@ -198,6 +203,12 @@ class Crops:
         indices = [self.index(number) for number in numbers]
         crops = [self.crop(index, seeded(self.seed, 2, number)) for index, number in zip(indices, numbers, strict=True)]
         return torch.stack(crops), indices
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short text that differs when any weight does."""
+    state = module.state_dict()
+    return digest(state[name].detach().float().cpu().numpy().tobytes() for name in sorted(state))
 
 
 def digest(parts: Iterable[bytes]) -> str:

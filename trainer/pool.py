@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -74,11 +73,3 @@ class Pool:
             with atomic_write(path) as temporary:
                 save_file(tensors, temporary, {"key": self.key})
         return batch
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """A short text that differs when the weights do."""
-    from .data import digest
-
-    state = module.state_dict()
-    return digest(state[name].detach().float().cpu().numpy().tobytes() for name in sorted(state))

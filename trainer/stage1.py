@@ -30,7 +30,7 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.files import atomic_write
 
 from . import command
-from .data import Crops, Photo, digest, read_photos, same_photos, seeded
+from .data import Crops, Photo, fingerprint, read_photos, same_photos, seeded
 from .loop import flat, train
 from .losses import PromptLoss, prompt_loss
 from .pairs import make_pairs
@@ -272,12 +272,6 @@ def export(
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """peft's configuration as JSON types: it holds sets."""
     return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short text that tells models apart, from the first numbers of every tensor."""
-    state = model.state_dict()
-    return digest(state[key].flatten()[:16].float().cpu().numpy().tobytes() for key in sorted(state))
 
 
 if __name__ == "__main__":

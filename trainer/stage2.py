@@ -29,13 +29,14 @@ from seesr_core.errors import DataError
 from seesr_core.prior import build_unet
 from seesr_core.rca import rca_parameters
 from seesr_core.schedule import alphas_cumprod
+from seesr_core.text import encode_prompts
 
 from . import command
-from .data import Crops, Photo, digest, read_photos, scoped_seed, seeded
+from .data import Crops, Photo, digest, fingerprint, read_photos, scoped_seed, seeded
 from .loop import flat, train
 from .losses import noise_loss
 from .pairs import make_pairs
-from .pool import Pool, Prepared, fingerprint
+from .pool import Pool, Prepared
 from .recipes import STAGE2_RECIPES, Stage2Config
 from .samples import save_grid
 
@@ -208,10 +209,7 @@ class Stage2Task:
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Last hidden state (B, 77, D)."""
-        tokens = self.networks.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-        )
-        return self.networks.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        return encode_prompts(prompts, self.networks.tokenizer, self.networks.text_encoder)
 
     def noisy(self, batch: Batch) -> Tensor:
         """z_t = √ᾱ_t·z₀ + √(1 − ᾱ_t)·ε."""

@@ -18,8 +18,7 @@ from seesr_core.reading import read_photo
 from seesr_core.settings import UpscaleSettings
 from seesr_core.writing import save_picture
 
-from ..data import digest
-from ..stage1 import fingerprint
+from ..data import digest, fingerprint
 from .degrade import spread
 from .denoising import denoising_loss, make_target
 from .pictures import list_pictures, read_picture

@@ -22,7 +22,7 @@ from seesr_core.dape.head import HeadConfig
 from seesr_core.dape.model import DAPE, DAPEConfig
 from seesr_core.dape.preprocess import normalize, prepare
 
-from ..data import Photo, load_rgb, seeded
+from ..data import Photo, epoch_order, load_rgb, seeded
 from ..loop import LoopConfig
 
 
@@ -92,7 +92,7 @@ class TaggerTask:
         """Asymmetric loss of one augmented batch, of the head and of the linear classifier."""
         count = self.config.loop.batch_size
         numbers = range(step * count, (step + 1) * count)
-        indices = [self._index(number) for number in numbers]
+        indices = [epoch_order(number, len(self.images), self.config.loop.seed) for number in numbers]
         crops = [self._crop(i, seeded(self.config.loop.seed, 2, n)) for i, n in zip(indices, numbers, strict=True)]
         tokens, logits = self.tagger(torch.stack(crops).to(self.device))
         mean = F.layer_norm(tokens.float().mean(1), tokens.shape[2:])
@@ -100,10 +100,6 @@ class TaggerTask:
         head = asymmetric_loss(logits.float(), target, focus)
         linear = asymmetric_loss(self.trained["classifier"](mean).float(), target, focus)
         return head + linear, {"head": head.item(), "linear": linear.item()}
-
-    def _index(self, number: int) -> int:
-        epoch, position = divmod(number, len(self.images))
-        return int(torch.randperm(len(self.images), generator=seeded(self.config.loop.seed, 1, epoch))[position])
 
     def _crop(self, index: int, generator: torch.Generator) -> Tensor:
         """Random resized crop, flip and brightness/contrast/colour jitter; normalised (3, size, size)."""
