@@ -21,6 +21,7 @@ NANO_FOLDER = Path(__file__).parent / "nano"
 TAG_LISTS = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "ram_tag_list_chinese.txt")
 """RAM's vocabulary; the file of its weights does not hold it."""
 
+_ADAPTERS = (Kind.DAPE_LORA, Kind.DAPE_PEFT)
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _TAG_LIST_SOURCE = Source(
     f"RAM's tag lists {', '.join(TAG_LISTS)}", "github.com/xinyu1205/recognize-anything, folder ram/data"
@@ -67,9 +68,11 @@ def find_model(model: str | Path) -> ModelFiles:
         WeightsError: no such folder; a part is missing, comes twice, or is a damaged or another file.
     """
     contents = _Contents.scan(_folder(model))
+    # Like our tagger, our control part comes before the published folder that it was converted from.
+    control = contents.find("control part", (Kind.CONTROL,))
     return ModelFiles(
         base=contents.one(_BASE, "base model", (Kind.BASE,), _is_base_folder),
-        control=contents.one(_CONTROL, "control part", (Kind.CONTROL,), _is_published_folder),
+        control=control or contents.one(_CONTROL, "control part", (), _is_published_folder),
         tagger=_tagger(contents),
     )
 
@@ -81,6 +84,21 @@ def find_tagger(model: str | Path) -> TaggerFiles:
         WeightsError: as `find_model`.
     """
     return _tagger(_Contents.scan(_folder(model)))
+
+
+def tagger_files(path: Path) -> TaggerFiles:
+    """The tagger that one file stands for; RAM's file, its adapter and the tag lists find each other in one folder.
+
+    Raises:
+        WeightsError: damaged, or RAM's file without the others.
+    """
+    kind = detect(path).kind
+    if kind is not Kind.RAM and kind not in _ADAPTERS:
+        return TaggerFiles(weights=path)
+    contents = _Contents.scan(path.parent)
+    if kind is Kind.RAM:
+        return _ram(contents, path, contents.one(sources.DAPE_LORA, "DAPE adapter", _ADAPTERS))
+    return _ram(contents, contents.one(sources.RAM, "tagger", (Kind.RAM,)), path)
 
 
 def _folder(model: str | Path) -> Path:
@@ -155,7 +173,10 @@ def _tagger(contents: _Contents) -> TaggerFiles:
     if ours is not None:
         return TaggerFiles(weights=ours)
     weights = contents.one(_TAGGER, "tagger", (Kind.RAM,))
-    adapter = contents.one(sources.DAPE_LORA, "DAPE adapter", (Kind.DAPE_LORA, Kind.DAPE_PEFT))
+    return _ram(contents, weights, contents.one(sources.DAPE_LORA, "DAPE adapter", _ADAPTERS))
+
+
+def _ram(contents: _Contents, weights: Path, adapter: Path) -> TaggerFiles:
     lists = next((folder for folder in contents.folders if (folder / TAG_LISTS[0]).is_file()), None)
     return TaggerFiles(
         weights=weights, adapter=adapter, tag_lists=lists or contents.missing(_TAG_LIST_SOURCE, "tag list")

@@ -78,7 +78,7 @@ def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AU
         _weights_bytes(files, precision), f"The model {model}", "close other programs or choose a smaller model", place
     )
     base, control = load_base(files.base), _read_control(files.control)
-    dape, vocabulary = _read_tagger(files.tagger)
+    dape, vocabulary = read_tagger(files.tagger)
     _check_fit(files, base, control, dape)
     log.info("model %s on %s in %s", model, place, str(precision).removeprefix("torch."))
     return Models(
@@ -99,7 +99,7 @@ def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AU
 def load_tagger(model: str | Path = NANO, *, device: str = AUTO) -> tuple[DAPE, Vocabulary]:
     """The tagger of a model alone; arguments and errors as `load_models`."""
     place = choose_device(device)
-    dape, vocabulary = _read_tagger(find_tagger(model))
+    dape, vocabulary = read_tagger(find_tagger(model))
     return _place(dape, place), vocabulary
 
 
@@ -107,7 +107,12 @@ def _read_control(path: Path) -> ControlParts:
     return read_published(path) if path.is_dir() else read_control(path)
 
 
-def _read_tagger(files: TaggerFiles) -> tuple[DAPE, Vocabulary]:
+def read_tagger(files: TaggerFiles) -> tuple[DAPE, Vocabulary]:
+    """A tagger in float32 on the CPU, and its tags.
+
+    Raises:
+        WeightsError: a damaged file or one of another kind, or a tag list of another model.
+    """
     if files.tag_lists is None:
         return read_dape(files.weights)
     tags, thresholds, chinese = (files.tag_lists / name for name in TAG_LISTS)

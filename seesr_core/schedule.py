@@ -100,6 +100,24 @@ def lr_embedding(z_lr: Tensor, noise: Tensor, start_timestep: int = LAST_TIMESTE
     return acp**0.5 * z_lr + (1.0 - acp) ** 0.5 * noise
 
 
+def exploding_noise(z_lr: Tensor, noise: Tensor, *, acp: float, sigma: float, scale: float) -> Tensor:
+    """The LR embedding for samplers of the variance-exploding form, in the place where they take their noise.
+
+    Such a sampler starts from x = z_lr + scale · (what it takes for noise), and its network sees x / sqrt(1 + sigma²)
+    at its first noise level `sigma`. With this function's result the network sees `lr_embedding` of `acp`, exactly.
+
+    Args:
+        z_lr: scaled latent of the prepared LR image, (B, 4, h, w).
+        noise: standard normal, same shape.
+        acp: cumulative alpha of the timestep that z_lr is noised to.
+        sigma: first noise level of the sampler, above 0.
+        scale: factor that the sampler gives its noise: `sigma`, or sqrt(1 + sigma²) where it starts from pure noise.
+    """
+    z32 = z_lr.float()
+    seen = acp**0.5 * z32 + (1.0 - acp) ** 0.5 * noise.float()
+    return (((1.0 + sigma**2) ** 0.5 * seen - z32) / scale).to(z_lr.dtype)
+
+
 def ddpm_variance(t: int, *, previous: int) -> float:
     """Variance of the step t → previous, "fixed small": that of the true posterior, at least 1e-20."""
     acp, acp_previous = acp_at(t), acp_at(previous)

@@ -33,6 +33,29 @@ class Tile(NamedTuple):
         y, x, height, width = (length * factor for length in self)
         return tensor[..., y : y + height, x : x + width]
 
+    def intersection(self, other: Tile) -> Tile | None:
+        """What both cover; None if nothing."""
+        y, x = max(self.y, other.y), max(self.x, other.x)
+        height = min(self.y + self.height, other.y + other.height) - y
+        width = min(self.x + self.width, other.x + other.width) - x
+        return Tile(y, x, height, width) if height > 0 and width > 0 else None
+
+    def grown(self, least: int, within: Tile) -> Tile:
+        """This part, which lies `within` another, with sides of at least `least` cells as far as that one reaches."""
+        y, height = _grown(self.y, self.height, least, within.y, within.height)
+        x, width = _grown(self.x, self.width, least, within.x, within.width)
+        return Tile(y, x, height, width)
+
+    def relative_to(self, other: Tile) -> Tile:
+        """This part, counted from the corner of `other`."""
+        return Tile(self.y - other.y, self.x - other.x, self.height, self.width)
+
+
+def _grown(start: int, length: int, least: int, first: int, space: int) -> tuple[int, int]:
+    least = min(max(length, least), space)
+    start = start - (least - length) // 2
+    return min(max(start, first), first + space - least), least
+
 
 class TileDenoise(Protocol):
     """Predicts noise for a whole latent (`tiles` None) or for a batch of its tiles.
@@ -75,6 +98,11 @@ def tile_grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
     return [Tile(y, x, size, size) for x in tile_offsets(width, size, overlap) for y in rows]
 
 
+def fits_one_tile(height: int, width: int, tile: int) -> bool:
+    """Whether a latent is denoised whole: it has no more cells than one tile, as published."""
+    return height * width <= tile * tile
+
+
 def gaussian_window(size: int, window: Window = "reference") -> Tensor:
     """Blending weights of a tile, float64 (size, size): separable gaussians of variance 0.01 in units of the tile.
 
@@ -94,6 +122,24 @@ def gaussian_window(size: int, window: Window = "reference") -> Tensor:
 def _gaussian(size: int, centre: float) -> Tensor:
     offset = (torch.arange(size, dtype=torch.float64) - centre) / size
     return torch.exp(-(offset**2) / (2 * _WINDOW_VARIANCE)) / (2 * torch.pi * _WINDOW_VARIANCE) ** 0.5
+
+
+class Blend:
+    """Predictions of tiles, averaged under a window into a whole of shape `like` (B, C, h, w); sums run in float32."""
+
+    def __init__(self, like: Tensor, size: int, window: Window = "reference") -> None:
+        self._weights = gaussian_window(size, window).to(device=like.device, dtype=torch.float32)
+        self._total = torch.zeros_like(like, dtype=torch.float32)
+        self._weight_sum = torch.zeros(like.shape[-2:], device=like.device)
+
+    def add(self, tile: Tile, prediction: Tensor) -> None:
+        """Lay down the prediction (B, C, size, size) of a tile."""
+        tile.crop(self._total).add_(prediction.float() * self._weights)
+        tile.crop(self._weight_sum).add_(self._weights)
+
+    def result(self) -> Tensor:
+        """The average, float32; every cell must lie in some tile."""
+        return self._total / self._weight_sum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,16 +167,13 @@ class TiledDenoiser:
     def __call__(self, x: Tensor, t: int) -> Tensor:
         """Predicted noise of `x` (B, 4, h, w) at timestep `t`, same shape and dtype; sums run in float32."""
         height, width = x.shape[-2:]
-        if height * width <= self.tile * self.tile:
+        if fits_one_tile(height, width, self.tile):
             return self.denoise(x, t, None)
         grid = tile_grid(height, width, self.tile, self.overlap)
-        weights = gaussian_window(grid[0].height, self.window).to(device=x.device, dtype=torch.float32)
-        total = torch.zeros_like(x, dtype=torch.float32)
-        weight_sum = torch.zeros(height, width, device=x.device)
+        blend = Blend(x, grid[0].height, self.window)
         for tile, eps in self._predictions(x, t, grid):
-            tile.crop(total).add_(eps.float() * weights)
-            tile.crop(weight_sum).add_(weights)
-        return (total / weight_sum).to(x.dtype)
+            blend.add(tile, eps)
+        return blend.result().to(x.dtype)
 
     def _predictions(self, x: Tensor, t: int, grid: Sequence[Tile]) -> Iterator[tuple[Tile, Tensor]]:
         for first in range(0, len(grid), self.tile_batch):

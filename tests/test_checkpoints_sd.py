@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from seesr_core.checkpoints.base import build_tokenizer, load_base
-from seesr_core.checkpoints.sd import BaseParts, TokenizerFiles, read_base, write_base
+from seesr_core.checkpoints.sd import TEXT_JSON, BaseParts, TokenizerFiles, read_base, unpack_text, write_base
 from seesr_core.errors import SettingsError, WeightsError
 
 from .checkpoint_files import normal, randomize, tokenizer_files, unet_config, write_zeros
@@ -195,3 +195,13 @@ def test_a_newer_version_is_refused(path: Path, tmp_path: Path) -> None:
     save_file(load_file(path), newer, {**metadata, "version": "2"})
     with pytest.raises(WeightsError, match="version 2; this release reads up to 1"):
         read_base(newer)
+
+
+def test_text_settings_and_tokenizer_are_a_tensor_too(path: Path, parts: BaseParts) -> None:
+    assert unpack_text(load_file(path)[TEXT_JSON]) == (parts.text_config, parts.tokenizer)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"text_config": {}}', '{"text_config": {}, "tokenizer": {"x": 1}}'])
+def test_a_damaged_tokenizer_is_refused(text: str) -> None:
+    with pytest.raises(WeightsError, match=r"tokenizer in .*text_json cannot be read"):
+        unpack_text(torch.tensor(list(text.encode()), dtype=torch.uint8))

@@ -12,6 +12,7 @@ from seesr_core.schedule import (
     alphas_cumprod,
     ddpm_step,
     ddpm_variance,
+    exploding_noise,
     lr_embedding,
     sigma_from_acp,
     timesteps,
@@ -112,3 +113,20 @@ def test_half_precision_latents_are_stepped_in_float32():
     step = ddpm_step(eps, 501, x, noise, previous=1)
     assert step.dtype == torch.float16
     assert torch.equal(step, ddpm_step(eps.float(), 501, x.float(), noise.float(), previous=1).half())
+
+
+@pytest.mark.parametrize(("start", "first"), [(999, 981), (999, 999), (500, 401), (1, 1)])
+@pytest.mark.parametrize("from_pure_noise", [False, True])
+def test_a_variance_exploding_sampler_shows_its_network_the_lr_embedding(start, first, from_pure_noise):
+    z, noise = torch.randn(2, 2, 4, 6, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    sigma = sigma_from_acp(acp_at(first))
+    scale = (1 + sigma**2) ** 0.5 if from_pure_noise else sigma
+    given = exploding_noise(z, noise, acp=acp_at(start), sigma=sigma, scale=scale)
+    seen = (z + scale * given) / (1 + sigma**2) ** 0.5
+    torch.testing.assert_close(seen, lr_embedding(z, noise, start), atol=2e-6, rtol=0)
+
+
+def test_without_an_embedding_the_network_sees_the_noise_itself():
+    noise = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    given = exploding_noise(torch.zeros_like(noise), noise, acp=0.0, sigma=8.0, scale=8.0)
+    torch.testing.assert_close(8.0 * given / 65**0.5, noise)

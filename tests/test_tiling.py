@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from seesr_core.errors import SettingsError
-from seesr_core.tiling import Tile, TiledDenoiser, gaussian_window, tile_grid, tile_offsets
+from seesr_core.tiling import (
+    Blend,
+    Tile,
+    TiledDenoiser,
+    fits_one_tile,
+    gaussian_window,
+    tile_grid,
+    tile_offsets,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +54,54 @@ def test_grid_runs_down_the_columns():
 def test_crop_of_the_picture_under_a_tile():
     picture = torch.arange(32 * 32).view(1, 32, 32)
     assert torch.equal(Tile(1, 2, 2, 1).crop(picture, 8), picture[:, 8:24, 16:24])
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (Tile(0, 0, 10, 10), Tile(2, 3, 4, 5)),
+        (Tile(4, 5, 10, 10), Tile(4, 5, 2, 3)),
+        (Tile(3, 4, 1, 2), Tile(3, 4, 1, 2)),
+        (Tile(6, 3, 4, 5), None),
+        (Tile(0, 0, 2, 9), None),
+    ],
+)
+def test_intersection(other, expected):
+    tile = Tile(2, 3, 4, 5)
+    assert tile.intersection(other) == other.intersection(tile) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (Tile(10, 20, 3, 3), Tile(10, 20, 8, 8)),
+        (Tile(17, 27, 1, 1), Tile(14, 24, 8, 8)),
+        (Tile(25, 35, 1, 1), Tile(18, 28, 8, 8)),
+        (Tile(12, 22, 9, 2), Tile(12, 20, 9, 8)),
+    ],
+)
+def test_a_part_grows_but_not_out_of_its_tile(part, expected):
+    within = Tile(10, 20, 16, 16)
+    assert part.grown(8, within) == expected
+    assert expected.intersection(part) == part
+    assert part.grown(99, within) == within
+
+
+def test_a_part_counted_from_a_corner():
+    assert Tile(12, 25, 3, 4).relative_to(Tile(10, 20, 8, 8)) == Tile(2, 5, 3, 4)
+
+
+@pytest.mark.parametrize(("height", "width", "fits"), [(8, 8, True), (4, 16, True), (8, 9, False), (1, 65, False)])
+def test_a_tiles_area_decides_what_is_denoised_whole(height, width, fits):
+    assert fits_one_tile(height, width, 8) is fits
+
+
+def test_a_blend_of_equal_tiles_is_their_value():
+    blend = Blend(torch.zeros(2, 4, 5, 7, dtype=torch.float16), 4)
+    for tile in tile_grid(5, 7, 4, 1):
+        blend.add(tile, torch.full((2, 4, 4, 4), 3.0, dtype=torch.float16))
+    assert blend.result().dtype == torch.float32
+    torch.testing.assert_close(blend.result(), torch.full((2, 4, 5, 7), 3.0))
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(24, 24), (24, 25), (24, -1), (0, 0)])

@@ -2,7 +2,7 @@
 
 Keys are those that stock checkpoint loaders expect (`model.diffusion_model.*`, `first_stage_model.*` with TAESD's
 names, `cond_stage_model.transformer.text_model.*`). What has no place in keys travels as metadata: text and tokenizer
-settings, vocabulary, noise schedule.
+settings, vocabulary, noise schedule. What the text needs is a tensor as well, since such loaders drop metadata.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError
+from ..errors import SettingsError, WeightsError
 from . import metadata, sources
 from .detect import Kind, require
 from .ldm import taesd_from_ldm, taesd_to_ldm, unet_from_ldm, unet_to_ldm
@@ -28,6 +28,8 @@ from .unet_config import check_host_can_read, unet_config_from_ldm
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model.transformer."
+TEXT_JSON = "cond_stage_model.text_json"
+"""Key of `pack_text`'s tensor."""
 
 SD_LATENT_SCALE = 0.18215
 """Readers of single files multiply every SD latent by this; `vae_scale` in the file takes it back for TAESD's."""
@@ -165,6 +167,7 @@ def write_base(path: str | os.PathLike[str], parts: BaseParts, *, dtype: torch.d
     # In half precision the scale itself would be off by 1e-4.
     stored[f"{VAE}vae_scale"] = torch.tensor(SD_LATENT_SCALE / parts.vae_config.get("scaling_factor", 1.0))
     stored[f"{VAE}vae_shift"] = torch.tensor(0.0)
+    stored[TEXT_JSON] = pack_text(parts.text_config, parts.tokenizer)
     metadata.save_safetensors(path, stored, metadata.encode(metadata.BASE, _fields(parts)))
 
 
@@ -192,6 +195,27 @@ def read_base(path: str | os.PathLike[str]) -> BaseParts:
         scheduler=metadata.field(path, header.metadata, "scheduler"),
         info=metadata.field(path, header.metadata, "info", {}),
     )
+
+
+def pack_text(text_config: Mapping[str, Any], tokenizer: TokenizerFiles) -> Tensor:
+    """Text settings and tokenizer as the bytes of a JSON text: uint8 (N,)."""
+    text = json.dumps({"text_config": dict(text_config), "tokenizer": asdict(tokenizer)}, ensure_ascii=False)
+    return torch.frombuffer(bytearray(text.encode("utf-8")), dtype=torch.uint8)
+
+
+def unpack_text(packed_N: Tensor) -> tuple[dict[str, Any], TokenizerFiles]:
+    """Inverse of `pack_text`.
+
+    Raises:
+        WeightsError: the bytes are something else.
+    """
+    try:
+        entries = json.loads(bytes(packed_N.cpu().tolist()).decode("utf-8"))
+        return dict(entries["text_config"]), TokenizerFiles(**entries["tokenizer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"The tokenizer in {TEXT_JSON} cannot be read ({error}): the file is damaged. Get it again."
+        ) from error
 
 
 def _fields(parts: BaseParts) -> dict[str, Any]:
