@@ -80,6 +80,11 @@ def write_control(path: str | os.PathLike[str], parts: ControlParts, *, dtype: t
     """
     tensors = {f"{CONTROLNET}{key}": t for key, t in parts.controlnet_state.items()}
     tensors |= {f"{UNET}{key}": t for key, t in parts.rca_state.items()}
+    metadata.save_safetensors(path, metadata.cast(tensors, dtype), control_metadata(parts))
+
+
+def control_metadata(parts: ControlParts, **more: Any) -> dict[str, str]:
+    """The metadata of a `seesr*.safetensors`; `more` are further entries."""
     config = {"unet": parts.unet_config, "controlnet": parts.controlnet_config, "context_dim": parts.context_dim}
     fields = {
         "config": config,
@@ -87,8 +92,9 @@ def write_control(path: str | os.PathLike[str], parts: ControlParts, *, dtype: t
         "recipe": parts.recipe,
         "step": parts.step,
         "defaults": parts.defaults,
+        **more,
     }
-    metadata.save_safetensors(path, metadata.cast(tensors, dtype), metadata.encode(metadata.CONTROL, fields))
+    return metadata.encode(metadata.CONTROL, fields)
 
 
 def read_control(path: str | os.PathLike[str]) -> ControlParts:

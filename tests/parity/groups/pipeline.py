@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -32,6 +32,13 @@ DEFAULT_TILE, DEFAULT_OVERLAP = 256, 4
 FAST_STEPS, FAST_CELLS = 5, 2000
 
 Run = Mapping[str, Any]
+
+
+class Recorded(Protocol):
+    """What a folder says about its runs."""
+
+    meta: Mapping[str, Any]
+    inputs: dict[str, Tensor]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -224,7 +231,7 @@ def tiled_denoiser(fixture: Fixture, run: Run, image: Tensor) -> TiledDenoiser:
     )
 
 
-def input_set(fixture: Fixture, name: str) -> str:
+def input_set(fixture: Recorded, name: str) -> str:
     """Name of the inputs a run was made from: by its final shape, then by its picture's range, then by name."""
     run = fixture.meta["runs"][name]
     found = [key.removesuffix(".noise0") for key in fixture.inputs if key.endswith(".noise0")]

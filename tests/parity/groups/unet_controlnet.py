@@ -31,10 +31,10 @@ def cases(folder: Path, *, full: bool) -> Iterator[Comparison]:
 
 @torch.no_grad()
 def _kind(folder: Path, kind: str) -> Iterator[Comparison]:
-    meta = _read(folder / f"{kind}_meta.json")
+    meta = read_json(folder / f"{kind}_meta.json")
     inputs, expected = (load_file(folder / f"{kind}_{name}.safetensors") for name in ("inputs", "outputs"))
-    unet = rule_made(build_unet, _read(folder / f"{kind}_unet_config.json"), meta["salt_unet"])
-    control = rule_made(build_controlnet, _read(folder / f"{kind}_controlnet_config.json"), meta["salt_controlnet"])
+    unet = rule_made(build_unet, read_json(folder / f"{kind}_unet_config.json"), meta["salt_unet"])
+    control = rule_made(build_controlnet, read_json(folder / f"{kind}_controlnet_config.json"), meta["salt_controlnet"])
     for name, net in (("unet", unet), ("controlnet", control)):
         shapes = {key: list(value.shape) for key, value in net.state_dict().items()}
         yield Comparison.equal(
@@ -42,7 +42,7 @@ def _kind(folder: Path, kind: str) -> Iterator[Comparison]:
         )
     for run, settings in meta["runs"].items():
         for quantity, actual in _run(unet, control, inputs, run.split(".")[0], settings).items():
-            for form, value in _forms(quantity, actual).items():
+            for form, value in forms(quantity, actual).items():
                 if f"{run}.{form}" in expected:
                     yield Comparison.of(GROUP, f"{kind}.{run}", form, value, expected[f"{run}.{form}"], TOLERANCE)
 
@@ -65,7 +65,7 @@ def _run(
     found: dict[str, Tensor] = {}
     down = mid = None
     if settings["control"]:
-        soft = _soft(inputs, size, settings["soft_controlnet"])
+        soft = soft_tokens(inputs, size, settings["soft_controlnet"])
         cond, scale = inputs[f"{size}.cond_u8"].float() / 255, settings["conditioning_scale"]
         down, mid = control(x, t, text, cond, scale, cross_attention_kwargs={"soft_prompt": soft}, return_dict=False)
         found = {f"down{i:02d}": residual for i, residual in enumerate(down)} | {"mid": mid}
@@ -75,19 +75,20 @@ def _run(
         text,
         down_block_additional_residuals=down,
         mid_block_additional_residual=mid,
-        cross_attention_kwargs={"soft_prompt": _soft(inputs, size, settings["soft_unet"])},
+        cross_attention_kwargs={"soft_prompt": soft_tokens(inputs, size, settings["soft_unet"])},
         return_dict=False,
     )
     return {**found, "eps": eps}
 
 
-def _soft(inputs: Mapping[str, Tensor], size: str, name: str) -> Tensor:
+def soft_tokens(inputs: Mapping[str, Tensor], size: str, name: str) -> Tensor:
+    """The soft prompt that a run calls `name` (A, B, or 0 for zeros)."""
     if name == "0":
         return torch.zeros_like(inputs[f"{size}.softA"])
     return inputs[f"{size}.soft{name}"]
 
 
-def _forms(quantity: str, t: Tensor) -> dict[str, Tensor]:
+def forms(quantity: str, t: Tensor) -> dict[str, Tensor]:
     """A tensor as the fixtures may hold it: ε whole, residuals as a slice and sometimes in full."""
     if quantity == "eps":
         return {quantity: t}
@@ -95,6 +96,7 @@ def _forms(quantity: str, t: Tensor) -> dict[str, Tensor]:
     return {f"{quantity}_slice": t[:, ::channels, ::height, ::width], f"{quantity}_full": t}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data

@@ -1,0 +1,155 @@
+"""The node that puts SeeSR into a host's MODEL and CONDITIONING."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..seesr_core.errors import SettingsError
+from .host import checks
+from .host.areas import cut_areas
+from .host.conds import Conditioning, join_conditioning
+from .host.control import attach_control, check_run
+from .host.rca import attach_rca
+from .schema import ADVANCED, ModelType, SoftPromptType, channels_first, make_schema
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+    from .host.seesr_model import SeeSRModel
+
+CONTROL_KEY = "seesr_control"
+"""Under which a MODEL carries what the ControlNet needs of a run."""
+
+
+class SeeSRApply(io.ComfyNode):
+    """ControlNet on both conditionings, RCA in the U-Net."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return make_schema(
+            node_id="SeeSRApply",
+            display_name="SeeSR Apply",
+            description="Puts SeeSR into a Stable Diffusion 2 model: its ControlNet on both prompts, its attention to "
+            "the soft prompt (RCA) in the U-Net. Prompts of several photos become one batch.",
+            search_aliases=["seesr apply", "apply controlnet", "super resolution", "rca", "image attention"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The base model that the SeeSR model was made for, e.g. SD 2-base."),
+                io.Conditioning.Input("positive", tooltip="What the photo shows: one prompt for all or one per photo."),
+                io.Conditioning.Input("negative", tooltip="What the result should not look like."),
+                ModelType.Input("seesr_model", tooltip="From SeeSR Load Model."),
+                SoftPromptType.Input("soft_prompt", tooltip="From SeeSR Soft Prompt, of the same photos."),
+                io.Image.Input("image", tooltip="The upscaled photo, from SeeSR Prepare Image."),
+                _amount("strength", 1.0, 10.0, "How much the ControlNet steers towards the photo; 0 leaves it out."),
+                _amount("rca_strength", 1.0, 10.0, "How much both networks heed the soft prompt; 0: not at all."),
+                _amount("start_percent", 0.0, 1.0, "Share of the sampling after which both begin.", folded=True),
+                _amount("end_percent", 1.0, 1.0, "Share of the sampling after which both end.", folded=True),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with RCA."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompts with the ControlNet."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the ControlNet."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
+        """Every input arrives as a list: of one, or of one entry per photo where a node before gave a list."""
+        photos = {"positive", "negative", "soft_prompt", "image"}
+        single = {name: values[0] for name, values in inputs.items() if name not in photos}
+        several = {name: inputs[name] for name in photos}
+        return io.NodeOutput(
+            *apply_seesr(
+                single.pop("model"),
+                several["positive"],
+                several["negative"],
+                single.pop("seesr_model"),
+                _join(several["soft_prompt"], "soft prompts"),
+                _join(several["image"], "images"),
+                **single,
+            )
+        )
+
+
+def apply_seesr(
+    model: ModelPatcher,
+    positive: list[Conditioning],
+    negative: list[Conditioning],
+    seesr_model: SeeSRModel,
+    soft_prompt_BLD: Tensor,
+    image_BHWC: Tensor,
+    *,
+    strength: float = 1.0,
+    rca_strength: float = 1.0,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+) -> tuple[ModelPatcher, Conditioning, Conditioning]:
+    """A clone of `model` with RCA, and both conditionings with the ControlNet; an older SeeSR on them is replaced.
+
+    Args:
+        model: the base model.
+        positive: one conditioning for all photos, or one per photo.
+        negative: likewise.
+        seesr_model: ControlNet and RCA.
+        soft_prompt_BLD: soft prompts of the photos.
+        image_BHWC: prepared photos, sides multiples of 8.
+        strength: factor on the ControlNet's residuals; at 0 it is not attached.
+        rca_strength: share of RCA, in the U-Net and in the ControlNet; at 0 the MODEL is not patched.
+        start_percent: where both begin, as a share of the noise schedule.
+        end_percent: where both end.
+
+    Raises:
+        SettingsError: anything that does not fit the rest, said in one sentence.
+        ImageError: not a batch of colour pictures.
+    """
+    hint_B3HW = channels_first(image_BHWC)
+    checks.check_image(hint_B3HW)
+    checks.check_model(model, seesr_model)
+    checks.check_soft_prompt(soft_prompt_BLD, seesr_model, photos=len(hint_B3HW))
+    checks.check_window(start_percent, end_percent)
+    window = (start_percent, end_percent)
+    prompts = [
+        join_conditioning(given, photos=len(hint_B3HW), width=seesr_model.text_dim, name=name)
+        for given, name in ((positive, "positive"), (negative, "negative"))
+    ]
+    patched = attach_rca(model.clone(), seesr_model.rca, soft_prompt_BLD, strength=rca_strength, window=window)
+    _guard_control(patched, attached=strength != 0)
+    control = None
+    if strength != 0:
+        control = seesr_model.control.prepared(
+            hint_B3HW, soft_prompt_BLD, strength=strength, rca_strength=rca_strength, window=window
+        )
+    return patched, *attach_control(prompts, control)
+
+
+def _guard_control(model: ModelPatcher, *, attached: bool) -> None:
+    """Let `model` (already a clone) check photos against latents, and cut photos to the areas of prompts."""
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, check_run), (WrappersMP.CALC_COND_BATCH, cut_areas)):
+        model.remove_wrappers_with_key(kind, CONTROL_KEY)
+        if attached:
+            model.add_wrapper_with_key(kind, CONTROL_KEY, wrapper)
+
+
+def _amount(name: str, default: float, most: float, tooltip: str, *, folded: bool = False) -> io.Float.Input:
+    step = 0.001 if most == 1.0 else 0.01
+    entry = io.Float.Input(name, default=default, min=0.0, max=most, step=step, tooltip=tooltip)
+    if folded:
+        entry.extra_dict = ADVANCED
+    return entry
+
+
+def _join(tensors: list[Tensor], name: str) -> Tensor:
+    """One batch of a list; a list comes from a node that gives one output per photo."""
+    sizes = {tuple(tensor.shape[1:]) for tensor in tensors}
+    if len(sizes) > 1:
+        raise SettingsError(
+            f"Expected {name} of one size to make one batch, found {sorted(sizes)}; run photos of different sizes one "
+            "at a time."
+        )
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,0 +1,85 @@
+"""What the host's loaders find: folders for our kinds of files, the embedded small model, and its example photo."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path, PurePath
+
+import folder_paths
+
+from ..seesr_core.errors import WeightsError
+
+NANO = Path(__file__).resolve().parents[1] / "seesr_core" / "nano"
+EXAMPLE = "seesr_example.jpg"
+"""Name of the example photo in the host's input folder."""
+
+DAPE, CONTROL = "dape", "seesr"
+_EXTENSIONS = {DAPE: {".safetensors", ".pth"}, CONTROL: {".safetensors"}}
+_PUBLISHED_PARTS = ("unet", "controlnet")
+
+
+def register() -> None:
+    """Make `models/dape` and `models/seesr` known, and the embedded model and its photo; safe to call again."""
+    from .host import nano
+
+    for kind, extensions in _EXTENSIONS.items():
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind), is_default=True)
+        # A kind that the host did not know starts with no extensions, which means every file.
+        folder_paths.folder_names_and_paths[kind][1].update(extensions)
+    for kind in ("checkpoints", DAPE, CONTROL):
+        folder_paths.add_model_folder_path(kind, str(NANO / kind))
+    offer_example()
+    nano.register()
+
+
+def offer_example() -> None:
+    """Copy the example photo to where Load Image looks, unless it is there; a read-only folder is left alone."""
+    target = Path(folder_paths.get_input_directory()) / EXAMPLE
+    if target.exists():
+        return
+    with contextlib.suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(NANO / "example.jpg", target)
+
+
+def control_names() -> list[str]:
+    """Names for the loader: single files, and the published folders (each with `unet` and `controlnet` inside)."""
+    names: set[str] = set()
+    for name in folder_paths.get_filename_list(CONTROL):
+        path = PurePath(name)
+        in_published = path.parent.name in _PUBLISHED_PARTS and path.parents[1] != PurePath(".")
+        names.add(str(path.parents[1]) if in_published else name)
+    return sorted(names)
+
+
+def control_path(name: str) -> Path:
+    """The file or published folder that `name` of `control_names` stands for.
+
+    Raises:
+        WeightsError: it is gone.
+    """
+    return _find(CONTROL, name, folders_too=True)
+
+
+def dape_names() -> list[str]:
+    """Names for the tagger's loader."""
+    return folder_paths.get_filename_list(DAPE)
+
+
+def dape_path(name: str) -> Path:
+    """The file that `name` of `dape_names` stands for.
+
+    Raises:
+        WeightsError: it is gone.
+    """
+    return _find(DAPE, name)
+
+
+def _find(kind: str, name: str, *, folders_too: bool = False) -> Path:
+    roots = folder_paths.get_folder_paths(kind)
+    for path in (Path(root) / name for root in roots):
+        if path.is_file() or (folders_too and path.is_dir()):
+            return path
+    raise WeightsError(f"{name} is no longer in {roots[0]}; put it back or choose another file, then refresh the page.")

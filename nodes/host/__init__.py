@@ -1,0 +1,1 @@
+"""Subclasses and patches of the host's own classes, and probes of what this host can do."""

@@ -1,0 +1,218 @@
+"""The ControlNet with RCA, of the host's own classes: budgeting, chaining, strength and window are the host's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import comfy.cldm.cldm
+import comfy.controlnet
+from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
+from torch import Tensor, nn
+
+from ...seesr_core.errors import SettingsError
+from .conds import Conditioning
+from .keys import Site
+from .rca import RCA, fit_tokens
+
+PIXELS_PER_LATENT = 8
+
+
+class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
+    """The host's ControlNet with RCA after each text transformer, and an image encoder of any widths.
+
+    Args:
+        sites: where RCA sits.
+        soft_dim: width of the soft prompt.
+        hint_widths: channels of the image encoder.
+        config: arguments of the host's class.
+    """
+
+    def __init__(self, *, sites: list[Site], soft_dim: int, hint_widths: list[int], **config: Any) -> None:
+        super().__init__(hint_channels=3, **config)
+        build = {"dtype": self.dtype, "device": config.get("device"), "operations": config["operations"]}
+        self.input_hint_block = _image_encoder(hint_widths, self.model_channels, **build)
+        linear = config["use_linear_in_transformer"]
+        self.rca = RCA(sites, soft_dim, use_linear=linear, **build)
+
+    def forward(
+        self,
+        x: Tensor,
+        hint: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        soft_prompt: Tensor | None = None,
+        rca_strength: float = 1.0,
+        **kwargs: Any,
+    ) -> dict[str, list[Tensor]]:
+        """Residuals of the input blocks (`output`) and of the middle block.
+
+        Args:
+            x: latents (B, 4, h, w).
+            hint: LR image (B, 3, 8h, 8w) in [0, 1].
+            timesteps: timesteps (B).
+            context: text states.
+            y: of models with further embeddings; this one has none.
+            soft_prompt: tokens of the photos.
+            rca_strength: share of RCA.
+            kwargs: anything else that the host hands to its ControlNets.
+        """
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
+        tokens = None if soft_prompt is None else fit_tokens(soft_prompt, x)
+
+        def with_rca(kind: str, index: int, h: Tensor) -> Tensor:
+            return h if tokens is None else self.rca((kind, index), h, tokens, rca_strength)
+
+        h, residuals = x, []
+        for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
+            h = block(h, emb, context)
+            if index == 0:
+                h = h + self.input_hint_block(hint, emb, context)
+            h = with_rca("input", index, h)
+            residuals.append(zero_conv(h, emb, context))
+        before, text, after = self.middle_block
+        h = after(with_rca("middle", 0, text(before(h, emb), context)), emb)
+        return {"middle": [self.middle_block_out(h, emb, context)], "output": residuals}
+
+
+class SeeSRControl(comfy.controlnet.ControlNet):
+    """The host's object around a `SeeSRControlNet`; soft prompt and RCA's share travel in its extra arguments."""
+
+    def copy(self) -> SeeSRControl:
+        """Another one on the same weights; the host's own `copy` would give the base class."""
+        twin = type(self)(None, load_device=self.load_device, manual_cast_dtype=self.manual_cast_dtype)
+        twin.control_model = self.control_model
+        twin.control_model_wrapped = self.control_model_wrapped
+        self.copy_to(twin)
+        return twin
+
+    def prepared(
+        self,
+        hint_B3HW: Tensor,
+        soft_prompt_BLD: Tensor,
+        *,
+        strength: float,
+        rca_strength: float,
+        window: tuple[float, float],
+    ) -> SeeSRControl:
+        """A copy for these photos.
+
+        Args:
+            hint_B3HW: prepared photos in [0, 1].
+            soft_prompt_BLD: their soft prompts.
+            strength: factor on all residuals.
+            rca_strength: share of RCA.
+            window: shares of the noise schedule at which it begins and ends.
+        """
+        control = self.copy().set_cond_hint(hint_B3HW, strength, window)
+        control.set_extra_arg("soft_prompt", soft_prompt_BLD)
+        control.set_extra_arg("rca_strength", rca_strength)
+        return control
+
+    def get_control(
+        self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int, transformer_options: dict[str, Any]
+    ) -> Any:
+        """The residuals for a batch of latents, after the chain before this one.
+
+        Raises:
+            SettingsError: a part of the latents for which the hint is not cut out.
+        """
+        pixels = tuple(PIXELS_PER_LATENT * side for side in x_noisy.shape[-2:])
+        if tuple(self.cond_hint_original.shape[-2:]) != pixels:
+            # The host would squeeze the whole photo into the part.
+            raise SettingsError(
+                f"SeeSR Apply got a prepared image of {_size(self.cond_hint_original.shape[-2:])} pixels, but the "
+                f"latent, or the area of a prompt, is of {_size(pixels)}; prepare the image that the latent was made "
+                "from, and connect the model output of SeeSR Apply to the sampler."
+            )
+        return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+
+    def check_size(self, latent: Tensor) -> None:
+        """Refuse latents (B, 4, h, w) of a whole run that are not of this photo.
+
+        Raises:
+            SettingsError: another size, or a batch that is no multiple of the photos.
+        """
+        count, _, height, width = self.cond_hint_original.shape
+        pixels = tuple(PIXELS_PER_LATENT * side for side in latent.shape[-2:])
+        if (height, width) != pixels:
+            raise SettingsError(
+                f"SeeSR Apply got a prepared image of {_size((height, width))} pixels, but the latent being sampled is "
+                f"of {_size(pixels)}; connect the same SeeSR Prepare Image to SeeSR Apply and to SeeSR Latent Init or "
+                "VAE Encode."
+            )
+        if len(latent) % count:
+            raise SettingsError(
+                f"SeeSR Apply got {count} prepared images, but {len(latent)} latents are being sampled; expected as "
+                "many latents as images, or a multiple. Encode the same batch."
+            )
+
+
+def attach_control(prompts: list[Conditioning], control: SeeSRControl | None) -> list[Conditioning]:
+    """Conditionings with `control` after the ControlNets they have, less any older one of ours.
+
+    Entries that share a ControlNet share the new one, too: the host batches positive and negative only then.
+    """
+    links: dict[Any, Any] = {}
+
+    def linked(previous: Any) -> Any:
+        if previous not in links:
+            others = _without_ours(previous)
+            links[previous] = others if control is None else control.copy().set_previous_controlnet(others)
+        return links[previous]
+
+    return [[_entry(tokens, extras, linked(extras.get("control"))) for tokens, extras in prompt] for prompt in prompts]
+
+
+def chain(control: Any) -> Iterator[Any]:
+    """`control` and the ControlNets before it."""
+    while control is not None:
+        yield control
+        control = control.previous_controlnet
+
+
+def check_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Around a sampling run (`WrappersMP.OUTER_SAMPLE`): compares photos and latents before it begins.
+
+    Raises:
+        SettingsError: a ControlNet of ours got other photos than the latents are of.
+    """
+    for entries in executor.class_obj.conds.values():
+        for link in (link for entry in entries for link in chain(entry.get("control"))):
+            if isinstance(link, SeeSRControl):
+                link.check_size(noise)
+    return executor(noise, *args, **kwargs)
+
+
+def _without_ours(control: Any) -> Any:
+    """A chain without ControlNets of ours; links behind one are copied, since others may hold the original."""
+    if control is None:
+        return None
+    before = _without_ours(control.previous_controlnet)
+    if isinstance(control, SeeSRControl):
+        return before
+    return control if before is control.previous_controlnet else control.copy().set_previous_controlnet(before)
+
+
+def _entry(tokens: Tensor, extras: dict[str, Any], control: Any) -> list[Any]:
+    if control is None:
+        return [tokens, {name: value for name, value in extras.items() if name != "control"}]
+    return [tokens, {**extras, "control": control, "control_apply_to_uncond": False}]
+
+
+def _size(sides: Sequence[int]) -> str:
+    return f"{sides[1]} × {sides[0]}"
+
+
+def _image_encoder(widths: list[int], out: int, *, operations: Any, **build: Any) -> nn.Module:
+    """Convolutions from pixels to latents' size, three of them halving it."""
+    sides = [(3, widths[0], 1)]
+    for narrow, wide in itertools.pairwise(widths):
+        sides += [(narrow, narrow, 1), (narrow, wide, 2)]
+    sides += [(widths[-1], out, 1)]
+    layers: list[nn.Module] = []
+    for inner, outer, stride in sides:
+        layers += [operations.conv_nd(2, inner, outer, 3, padding=1, stride=stride, **build), nn.SiLU()]
+    return comfy.cldm.cldm.TimestepEmbedSequential(*layers[:-1])

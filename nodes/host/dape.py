@@ -1,0 +1,134 @@
+"""SEESR_DAPE: the tagger behind the host's memory management, looking at every picture once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...seesr_core.dape import DAPE, DAPEConfig, Vocabulary
+from ...seesr_core.dape import prepare as prepare_input
+from ...seesr_core.errors import ImageError, SettingsError
+from ...seesr_core.model_files import tagger_files
+from ...seesr_core.models import read_tagger
+from ..schema import channels_first
+
+_REMEMBERED = 256
+"""Pictures whose reading is kept; with the published tagger 0.3 MB each."""
+
+
+class DAPEReading(NamedTuple):
+    """What the tagger sees in B pictures; float32 on the CPU."""
+
+    tokens_BLD: Tensor
+    """Soft prompt."""
+    logits_BN: Tensor
+    """One logit per tag."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class HostDAPE:
+    """The tagger in the host's patcher, and its words."""
+
+    patcher: ModelPatcher
+    """Holds the network; the host moves it between devices."""
+    vocabulary: Vocabulary
+    """Its tags."""
+    config: DAPEConfig
+    """Its sizes."""
+    name: str = ""
+    """Name for messages: the file's."""
+    _readings: OrderedDict[bytes, DAPEReading] = field(default_factory=OrderedDict)
+
+    def get_models(self) -> list[ModelPatcher]:
+        """What the host's bookkeeping of a prompt asks for."""
+        return [self.patcher]
+
+    def read(self, image_BHWC: Tensor, *, antialias: bool = True) -> DAPEReading:
+        """Tokens and logits of the host's pictures; one seen before is not looked at again.
+
+        Args:
+            image_BHWC: photos at their own size.
+            antialias: low-pass filter when a photo is reduced to the network's input; the published code had none.
+
+        Raises:
+            ImageError: not a batch of colour pictures, or one with NaN.
+            SettingsError: the network gives NaN.
+        """
+        readings = [self._read_one(picture[None], antialias) for picture in _checked(image_BHWC)]
+        return DAPEReading(*(torch.cat(parts) for parts in zip(*readings, strict=True)))
+
+    def _read_one(self, image_13HW: Tensor, antialias: bool) -> DAPEReading:
+        key = _fingerprint(image_13HW, antialias)
+        if key not in self._readings:
+            self._readings[key] = self._look(image_13HW, antialias)
+            if len(self._readings) > _REMEMBERED:
+                self._readings.popitem(last=False)
+        self._readings.move_to_end(key)
+        return self._readings[key]
+
+    @torch.no_grad()
+    def _look(self, image_13HW: Tensor, antialias: bool) -> DAPEReading:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        # Layers of plain PyTorch work only where they lie: all of them have to move.
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        weight = self.patcher.model.label_embed
+        pixels = prepare_input(image_13HW, self.config.swin.image_size, antialias=antialias)
+        reading = DAPEReading(*(part.float().cpu() for part in self.patcher.model(pixels.to(weight))))
+        if not all(bool(torch.isfinite(part).all()) for part in reading):
+            raise SettingsError(
+                f"The tagger {self.name} gives values that are no numbers (NaN) in {weight.dtype}; start the host with "
+                "--force-fp32, or get the file again."
+            )
+        return reading
+
+
+def load_dape(path: Path) -> HostDAPE:
+    """Read a tagger: our file, or RAM's published one together with DAPE's adapter and RAM's tag lists beside it.
+
+    Raises:
+        WeightsError: another kind of file, a damaged one, or one whose companions are missing.
+    """
+    device = comfy.model_management.text_encoder_device()
+    dape, vocabulary = read_tagger(tagger_files(path))
+    return wrap_dape(dape.to(_dtype(device)), vocabulary, device=device, name=path.name)
+
+
+def wrap_dape(dape: DAPE, vocabulary: Vocabulary, *, device: torch.device, name: str = "") -> HostDAPE:
+    """Put a network under the host's memory management; it works on `device`, in the type that it has."""
+    # Looked up late: the host may replace the class at start, and old hosts have only the plain one.
+    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    patcher = patcher_class(
+        dape.requires_grad_(False).eval(),
+        load_device=device,
+        offload_device=comfy.model_management.text_encoder_offload_device(),
+    )
+    return HostDAPE(patcher=patcher, vocabulary=vocabulary, config=dape.config, name=name)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """Half precision where the host finds it fast; a CPU computes in single."""
+    return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+
+
+def _checked(image_BHWC: Tensor) -> Tensor:
+    image_B3HW = channels_first(image_BHWC)
+    if not bool(torch.isfinite(image_BHWC).all()):
+        raise ImageError(
+            "The photo holds values that are no numbers (NaN or infinite); expected levels from 0 to 1. Look for the "
+            "node that made it."
+        )
+    return image_B3HW
+
+
+def _fingerprint(image_13HW: Tensor, antialias: bool) -> bytes:
+    pixels = image_13HW.contiguous().cpu().numpy()
+    return hashlib.blake2b(pixels.tobytes(), key=f"{pixels.shape}{antialias}".encode(), digest_size=16).digest()

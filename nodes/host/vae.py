@@ -1,0 +1,90 @@
+"""Pictures into latents and back with the host's autoencoder, in tiles where the picture is large."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...seesr_core.errors import ImageError, SettingsError
+from ..schema import channels_first
+
+PIXELS_PER_CELL = 8
+_CHANNELS = 4
+LARGE_PIXELS = 1536 * 1536
+"""Pictures with more pixels go through the host's tiled encode and decode."""
+TILE_PX, OVERLAP_PX = 1024, 128
+
+
+def encode_image(model: Any, vae: Any, image_BHWC: Tensor) -> Tensor:
+    """Unscaled latents (B, 4, H/8, W/8) of pictures for `model`: the mode of the autoencoder's posterior.
+
+    Raises:
+        ImageError: sides that are no multiples of 8, no colour picture, or values that are not numbers.
+        SettingsError: the autoencoder makes other latents than the model takes.
+    """
+    check_vae(vae)
+    height, width = _checked_size(image_BHWC)
+    pixels_BHWC = channels_first(image_BHWC).movedim(1, -1)
+    if height * width > LARGE_PIXELS:
+        samples = vae.encode_tiled(pixels_BHWC, tile_x=TILE_PX, tile_y=TILE_PX, overlap=OVERLAP_PX)
+    else:
+        samples = vae.encode(pixels_BHWC)
+    _check_latents(model, samples, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL))
+    return samples
+
+
+def decode_latent(vae: Any, samples: Tensor) -> Tensor:
+    """Pictures (B, 8h, 8w, 3) of unscaled latents (B, 4, h, w): what VAE Decode gives, or VAE Decode (Tiled) if large.
+
+    Raises:
+        SettingsError: an autoencoder of another kind.
+    """
+    check_vae(vae)
+    height, width = samples.shape[-2:]
+    if height * width * PIXELS_PER_CELL**2 <= LARGE_PIXELS:
+        return vae.decode(samples)
+    tile, overlap = TILE_PX // PIXELS_PER_CELL, OVERLAP_PX // PIXELS_PER_CELL
+    return vae.decode_tiled(samples, tile_x=tile, tile_y=tile, overlap=overlap)
+
+
+def check_vae(vae: Any) -> None:
+    """Raise SettingsError unless the autoencoder makes four channels of pictures an eighth as wide and high."""
+    # Other plugins' autoencoders may lack what the host's have; the shape of their latents tells later.
+    factor = getattr(vae, "spacial_compression_encode", lambda: PIXELS_PER_CELL)()
+    found = (getattr(vae, "latent_channels", _CHANNELS), factor, getattr(vae, "latent_dim", 2))
+    if found != (_CHANNELS, PIXELS_PER_CELL, 2):
+        raise SettingsError(
+            f"Expected a VAE that makes pictures {PIXELS_PER_CELL} times smaller with {_CHANNELS} channels, found one "
+            f"that makes {found[2]}-dimensional latents {found[1]} times smaller with {found[0]} channels; connect the "
+            "VAE of the model's own checkpoint."
+        )
+
+
+def _checked_size(image_BHWC: Tensor) -> tuple[int, int]:
+    height, width = channels_first(image_BHWC[:1]).shape[-2:]
+    if height % PIXELS_PER_CELL or width % PIXELS_PER_CELL:
+        raise ImageError(
+            f"Expected a picture with sides that are multiples of 8, found {width}×{height}; connect SeeSR Prepare "
+            "Image."
+        )
+    if not torch.isfinite(image_BHWC).all():
+        raise ImageError(
+            "The picture holds values that are not numbers (NaN or infinite); check the node it comes from."
+        )
+    return height, width
+
+
+def _check_latents(model: Any, samples: Tensor, size: tuple[int, int]) -> None:
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.ndim != 4 or samples.shape[1:] != (channels, *size):
+        raise SettingsError(
+            f"The VAE makes latents of shape {tuple(samples.shape[1:])}, the MODEL takes {(channels, *size)}; connect "
+            "the VAE of the model's own checkpoint."
+        )
+    if not torch.isfinite(samples).all():
+        raise SettingsError(
+            "The VAE's latents hold values that are not numbers (NaN); it does not work in this precision: start the "
+            "host with --fp32-vae or choose another VAE."
+        )

@@ -1,0 +1,180 @@
+"""The photo before and after the networks: the upscaled LR picture that conditions them, and the finished result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+from PIL.Image import Image
+from torch import Tensor
+
+from ..seesr_core.color import COLOR_FIXES, ColorFix
+from ..seesr_core.errors import ImageError
+from ..seesr_core.image import finish, prepare, to_pil, to_u8
+from ..seesr_core.settings import MAX_SCALE
+from .schema import ADVANCED, channels_first, make_schema
+
+
+def scale_input() -> io.Float.Input:
+    """How many times larger the result is than the photo."""
+    return io.Float.Input(
+        "scale",
+        default=4.0,
+        min=0.05,
+        max=MAX_SCALE,
+        step=0.05,
+        tooltip="Size of the result over the size of the photo. The model was trained for 4.",
+    )
+
+
+def color_fix_input() -> io.Combo.Input:
+    """How the result gets the photo's colours."""
+    return io.Combo.Input(
+        "color_fix",
+        options=list(COLOR_FIXES),
+        default="adain",
+        tooltip="How the result gets the photo's colours: adain matches every channel's mean and spread, wavelet takes "
+        "over everything coarse, none leaves the model's colours.",
+    )
+
+
+class SeeSRPrepareImage(io.ComfyNode):
+    """The upscaled LR picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        min_size = io.Int.Input(
+            "min_size",
+            default=512,
+            min=0,
+            max=4096,
+            step=8,
+            tooltip="A photo whose upscaled shorter side would be below this many pixels is enlarged more first; "
+            "SeeSR Finish Image reduces the result again.",
+        )
+        min_size.extra_dict = ADVANCED
+        return make_schema(
+            node_id="SeeSRPrepareImage",
+            display_name="SeeSR Prepare Image",
+            description="Upscales the photo (bicubic) to the size of the result, with sides that are multiples of 8. "
+            "This picture conditions the ControlNet, starts the sampling and gives the result its colours.",
+            search_aliases=["seesr prepare", "upscale image bicubic", "super resolution input", "resize for seesr"],
+            inputs=[
+                io.Image.Input("image", tooltip="The photo at its own, low resolution."),
+                scale_input(),
+                min_size,
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The upscaled photo (“prepared”).")],
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor, scale: float, min_size: int) -> io.NodeOutput:
+        """One prepared picture per photo."""
+        return io.NodeOutput(prepare_images(image, scale=scale, min_size=min_size))
+
+
+class SeeSRFinishImage(io.ComfyNode):
+    """Colours and final size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return make_schema(
+            node_id="SeeSRFinishImage",
+            display_name="SeeSR Finish Image",
+            description="Gives the decoded picture the photo's colours and resizes it to exactly the photo's size × "
+            "scale.",
+            search_aliases=["seesr finish", "color fix", "colour correction", "adain", "wavelet color fix"],
+            inputs=[
+                io.Image.Input("image", tooltip="The decoded picture, from VAE Decode."),
+                io.Image.Input("prepared", tooltip="The upscaled photo, from SeeSR Prepare Image."),
+                io.Image.Input("lr_image", tooltip="The photo itself; its size × scale is the size of the result."),
+                scale_input(),
+                color_fix_input(),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The finished picture.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: Tensor, prepared: Tensor, lr_image: Tensor, scale: float, color_fix: ColorFix
+    ) -> io.NodeOutput:
+        """One finished picture per decoded one."""
+        return io.NodeOutput(finish_images(image, prepared, lr_image, scale=scale, color_fix=color_fix))
+
+
+def prepare_images(image_BHWC: Tensor, *, scale: float, min_size: int) -> Tensor:
+    """The upscaled photos (B, 8h, 8w, 3), float32 on 8-bit levels.
+
+    Raises:
+        ImageError: no photos, or some that hold NaN.
+        SettingsError: `scale` or `min_size` is out of range.
+    """
+    photos = to_levels(image_BHWC, "the photo")
+    return from_pil([prepare(photo, scale=scale, min_size=min_size) for photo in map(to_pil, photos)])
+
+
+def finish_images(
+    image_BHWC: Tensor, prepared_BHWC: Tensor, lr_BHWC: Tensor, *, scale: float, color_fix: ColorFix
+) -> Tensor:
+    """The finished pictures: colours of `prepared`, size of `lr` × `scale`; a single photo serves a whole batch.
+
+    Raises:
+        ImageError: counts or sizes that do not belong together, or NaN.
+        SettingsError: unknown colour fix.
+    """
+    decoded = to_levels(image_BHWC, "the decoded picture")
+    count = len(decoded)
+    prepared = _one_each(to_levels(prepared_BHWC, "the prepared picture"), count, "prepared")
+    lr = _one_each(channels_first(lr_BHWC), count, "lr_image")
+    _check_same_size(decoded, prepared)
+    lr_size = (lr.shape[-1], lr.shape[-2])
+    return from_pil(
+        [
+            finish(picture, reference, lr_size=lr_size, scale=scale, color_fix=color_fix)
+            for picture, reference in zip(decoded, prepared, strict=True)
+        ]
+    )
+
+
+def to_levels(image_BHWC: Tensor, name: str) -> Tensor:
+    """The host's pictures as uint8 (B, 3, H, W); `name` begins the sentence about NaN.
+
+    The published implementation rounds to 8 bits here, too: after decoding, before its colour fix.
+    """
+    image_B3HW = channels_first(image_BHWC)
+    if not bool(torch.isfinite(image_B3HW).all()):
+        raise ImageError(
+            f"{name[0].upper()}{name[1:]} holds values that are no numbers (NaN or infinite); expected levels from 0 "
+            "to 1. Look for the node that made them: a VAE or U-Net in half precision is the usual cause."
+        )
+    return to_u8(image_B3HW)
+
+
+def from_pil(pictures: Sequence[Image]) -> Tensor:
+    """PIL pictures of one size as the host's batch (B, H, W, 3)."""
+    levels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+    return levels.float() / 255.0
+
+
+def _one_each(pictures: Tensor, count: int, name: str) -> Tensor:
+    if len(pictures) not in (1, count):
+        raise ImageError(
+            f"{name} holds {len(pictures)} pictures for {count} decoded ones: expected as many, or one for all."
+        )
+    return pictures.expand(count, -1, -1, -1)
+
+
+def _check_same_size(decoded: Tensor, prepared: Tensor) -> None:
+    if decoded.shape != prepared.shape:
+        raise ImageError(
+            f"The decoded picture has {_size(decoded)} pixels and the prepared one {_size(prepared)}: expected the "
+            "same size. Connect the output of SeeSR Prepare Image that conditioned this result."
+        )
+
+
+def _size(image_B3HW: Tensor) -> str:
+    return f"{image_B3HW.shape[-1]}×{image_B3HW.shape[-2]}"

@@ -1,0 +1,55 @@
+"""What every node shares: schemas that old hosts accept, our own types, and the layout at the node's edge.
+
+The host keeps pictures as (B, H, W, C) in [0, 1]; the method works on (B, C, H, W). Layout is converted here and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..seesr_core.errors import ImageError
+
+CATEGORY = "SeeSR"
+
+DAPEType = io.Custom("SEESR_DAPE")
+"""A tagger: `nodes.host.dape.HostDAPE`."""
+ModelType = io.Custom("SEESR_MODEL")
+"""ControlNet and RCA: `nodes.host.seesr_model.SeeSRModel`."""
+SoftPromptType = io.Custom("SEESR_SOFT_PROMPT")
+"""Soft prompt (B, L, D), float32 on the CPU."""
+
+ADVANCED: dict[str, Any] = {"advanced": True}
+"""`extra_dict` of an input that newer hosts fold away; older ones know no such argument and ignore the entry."""
+
+
+def make_schema(**given: Any) -> io.Schema:
+    """An `io.Schema` in our category of whatever this host's schema knows; an unknown keyword would drop the plugin.
+
+    Outputs carry a `display_name` and no id: ids may not repeat those of inputs, and older hosts ignore them.
+    """
+    known = {field.name for field in fields(io.Schema)}
+    return io.Schema(**{"category": CATEGORY, **{name: value for name, value in given.items() if name in known}})
+
+
+def channels_first(image_BHWC: Tensor) -> Tensor:
+    """The host's picture (B, H, W, C ≥ 3) as (B, 3, H, W) float32 in [0, 1]; further channels are left out.
+
+    Raises:
+        ImageError: not a batch of colour pictures.
+    """
+    if image_BHWC.ndim != 4 or image_BHWC.shape[3] < 3 or 0 in image_BHWC.shape:
+        raise ImageError(
+            f"Expected an IMAGE of shape (batch, height, width, 3), found {tuple(image_BHWC.shape)}; "
+            "connect a node that gives colour pictures, such as Load Image."
+        )
+    return image_BHWC[..., :3].movedim(-1, 1).float().clamp(0.0, 1.0)
+
+
+def channels_last(image_B3HW: Tensor) -> Tensor:
+    """(B, 3, H, W) as the host's picture (B, H, W, 3), contiguous."""
+    return image_B3HW.movedim(1, -1).contiguous()

@@ -1,0 +1,167 @@
+"""Make the pictures beside the workflows and in the help pages again, with the small model as it is now.
+
+    python -m tests.host.pictures [--settings] [--screens]
+
+Runs every workflow that the small model can run, as shipped, in a ComfyUI server of its own (a minute or two), and
+writes `workflows/*.jpg` and `web/docs/images/*.jpg`. `--settings` first copies the sampling settings in the small
+model's file into its workflows. `--screens` also takes the help pages' screenshots (needs playwright and chromium).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+
+from . import graph as graphs
+from . import nano_graphs as nano
+from .browser import browser_page
+from .locate import PLUGIN, host_folder
+from .server import Server
+
+log = logging.getLogger("pictures")
+
+HELP = PLUGIN / "web" / "docs" / "images"
+QUALITY = 88
+_WIDGETS = {"solver": "sampler_name", "steps": "steps", "cfg": "cfg", "start_timestep": "start_timestep"}
+_OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}}
+"""Settings by which a workflow shows something else than the small model's own."""
+NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9)
+STAND_INS = {3: 2, 5: 2}
+"""Workflows for weights that are not here show what the small model makes of the same graph."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.host.pictures", description="Make the workflows' pictures.")
+    parser.add_argument("--settings", action="store_true", help="first take the settings from the small model's file")
+    parser.add_argument("--screens", action="store_true", help="also take the screenshots of the help pages")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    host = host_folder()
+    if host is None:
+        parser.error("no ComfyUI at $COMFYUI_PATH or ~/comfy/ComfyUI")
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(host, Path(folder))
+        try:
+            server.start()
+            info = server.get("/object_info")
+            if options.settings:
+                copy_settings(info)
+            make_pictures(server, info)
+            if options.screens:
+                take_screens(server, Path(folder) / "browser")
+        finally:
+            server.stop()
+
+
+def copy_settings(info: dict[str, Any]) -> None:
+    """Write the small model's sampling settings into the workflows that run it."""
+    with safe_open(nano.NANO / "seesr" / "seesr-nano-control.safetensors", "pt") as file:
+        given = json.loads(file.metadata()["defaults"])
+    settings = {_WIDGETS.get(name, name): value for name, value in given.items()}
+    for number in NANO_NUMBERS:
+        path = next(nano.WORKFLOWS.glob(f"{number}_*.json"))
+        loaded = graphs.load(path)
+        for node in loaded["nodes"]:
+            if node["type"] in info:
+                _set(node, info[node["type"]], {k: v for k, v in settings.items() if k not in _OWN.get(number, set())})
+        graphs.save(path, loaded)
+
+
+def _set(node: dict[str, Any], info: dict[str, Any], settings: dict[str, Any]) -> None:
+    at = 0
+    for spec in graphs.inputs_of(info):
+        if spec.is_widget:
+            node["widgets_values"][at] = settings.get(spec.name, node["widgets_values"][at])
+            at += 1 + spec.companions
+
+
+def make_pictures(server: Server, info: dict[str, Any]) -> None:
+    """Run the workflows and write what they show."""
+    made: dict[int, Image.Image] = {}
+    for number in NANO_NUMBERS:
+        made[number] = _LAYOUTS.get(number, _before_and_after)(_run(server, number, info))
+    for number, shown in {**{n: n for n in NANO_NUMBERS}, **STAND_INS}.items():
+        path = next(nano.WORKFLOWS.glob(f"{number}_*.json")).with_suffix(".jpg")
+        made[shown].save(path, quality=QUALITY, optimize=True)
+        log.info("%s %s", path.relative_to(PLUGIN), made[shown].size)
+    HELP.mkdir(parents=True, exist_ok=True)
+    for name, number in (("upscale", 1), ("tiles", 4), ("lre", 9)):
+        made[number].save(HELP / f"{name}.jpg", quality=QUALITY, optimize=True)
+
+
+def _run(server: Server, number: int, info: dict[str, Any]) -> dict[str, list[np.ndarray]]:
+    """The saved pictures of a workflow by their prefix."""
+    graph = graphs.to_api(nano.workflow(number), info)
+    run = server.run(graph, timeout=3600)
+    if run.status != "success":
+        raise SystemExit(f"workflow {number}: {run.status} at node {run.node}: {run.error}")
+    return {
+        graph[name]["inputs"]["filename_prefix"]: [server.picture(file) for file in run.image_files(name)]
+        for name in graphs.nodes_of(graph, "SaveImage")
+    }
+
+
+def _split(left: Image.Image, right: Image.Image, longest: int = 960) -> Image.Image:
+    """Left half of one picture and right half of another, a white line between."""
+    middle = right.width // 2
+    both = right.copy()
+    both.paste(left.crop((0, 0, middle, left.height)), (0, 0))
+    both.paste("white", (middle - 2, 0, middle + 2, right.height))
+    both.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return both
+
+
+def _photo(size: tuple[int, int]) -> Image.Image:
+    return Image.open(nano.NANO / "example.jpg").convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _before_and_after(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
+    (picture,) = next(iter(pictures.values()))
+    result = Image.fromarray(picture)
+    return _split(_photo(result.size), result)
+
+
+def _batch(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
+    """The photo and the mirrored photo, one above the other."""
+    first, second = (Image.fromarray(picture) for picture in pictures["seesr_batch"])
+    mirrored = _photo(second.size).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    rows = [_split(_photo(first.size), first), _split(mirrored, second)]
+    both = Image.new("RGB", (rows[0].width, rows[0].height + rows[1].height + 4), "white")
+    both.paste(rows[0], (0, 0))
+    both.paste(rows[1], (0, rows[0].height + 4))
+    return both
+
+
+def _off_and_on(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
+    (off,), (on,) = pictures["seesr_lre_off"], pictures["seesr_lre_on"]
+    return _split(Image.fromarray(off), Image.fromarray(on))
+
+
+_LAYOUTS: dict[int, Callable[[dict[str, list[np.ndarray]]], Image.Image]] = {8: _batch, 9: _off_and_on}
+
+
+def take_screens(server: Server, folder: Path) -> None:
+    """The graph of workflow 2, and the tags in workflow 7, as they look on the canvas after a run."""
+    with browser_page(server.url, folder / "profile", folder) as page:
+        page.hide_map()
+        for number, name, groups in ((2, "graph", 5), (7, "tags", 2)):
+            page.drop(next(nano.WORKFLOWS.glob(f"{number}_*.json")))
+            page.run_to_picture()
+            page.wait(8)  # until the host's notice of the finished run has gone
+            shot = Image.open(page.shoot(name)).convert("RGB").crop(page.box_of_groups(groups))
+            shot.thumbnail((1280, 1280), Image.Resampling.LANCZOS)
+            shot.save(HELP / f"{name}.jpg", quality=QUALITY, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

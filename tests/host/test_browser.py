@@ -1,0 +1,124 @@
+"""The user interface itself: workflows opened by drag and drop, run with the button, help pages read."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from . import graph as graphs
+from . import nano_graphs as nano
+from .browser import Page, browser_page, chromium
+from .server import FOLDER, Server
+
+pytestmark = pytest.mark.browser
+REAL_NUMBERS = (3, 5)
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots are kept: `$SEESR_SCREENSHOTS`, else pytest's own folder (`--basetemp` names it)."""
+    named = os.environ.get("SEESR_SCREENSHOTS")
+    return Path(named) if named else tmp_path_factory.mktemp("screenshots")
+
+
+@pytest.fixture(scope="module")
+def page(server: Server, shots: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One tab for all tests of this file."""
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright is not installed")
+    if chromium() is None:
+        pytest.skip("no chromium on PATH or at $SEESR_CHROMIUM")
+    with browser_page(server.url, tmp_path_factory.mktemp("profile"), shots) as opened:
+        yield opened
+
+
+def meaning(saved: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """What a workflow computes, and where it shows it."""
+    graph = graphs.to_api(saved, info, check=False)
+    places = {str(node["id"]): (node.get("title"), node["pos"]) for node in saved["nodes"] if str(node["id"]) in graph}
+    return {name: (node["class_type"], node["inputs"], places[name]) for name, node in graph.items()}
+
+
+@pytest.mark.parametrize("path", nano.workflow_paths(), ids=lambda path: path.stem)
+def test_workflow_opens_cleanly(path: Path, page: Page, object_info: dict[str, Any]) -> None:
+    """Every node known and large enough for its widgets; no message, except that real weights are missing."""
+    saved = page.drop(path)
+    page.shoot(path.stem)
+    for node in page.nodes():
+        assert node["known"], f"missing node {node['type']}"
+        assert node["size"][0] >= node["least"][0] - 1, node
+        assert node["size"][1] >= node["least"][1] - 1, node
+    assert meaning(saved, object_info) == meaning(graphs.load(path), object_info)
+    complaints = page.complaints()
+    if int(path.name[0]) in REAL_NUMBERS:
+        assert any("3 errors found" in text for text in complaints), "the missing models are not offered"
+    else:
+        assert not complaints
+
+
+def test_unknown_node_is_noticed(page: Page, tmp_path: Path) -> None:
+    """The check above can fail: a node that nobody has is reported as missing."""
+    loaded = nano.workflow(1)
+    next(node for node in loaded["nodes"] if node["type"] == "SeeSRUpscale")["type"] = "SeeSRNobodyHasThis"
+    path = tmp_path / "unknown.json"
+    graphs.save(path, loaded)
+    page.drop(path)
+    page.shoot("negative_control_unknown_node")
+    assert not all(node["known"] for node in page.nodes())
+    assert page.complaints()
+
+
+def test_missing_models_name_their_source(page: Page) -> None:
+    page.drop(next(nano.WORKFLOWS.glob("3_*.json")))
+    page.tab.get_by_text("View details").first.click()
+    page.tab.wait_for_timeout(1500)
+    page.shoot("missing_models")
+    shown = page.tab.inner_text("body")
+    for name in ("512-base-ema.safetensors", "dape.safetensors", "seesr.safetensors"):
+        assert name in shown
+
+
+def test_quick_start_from_template_to_picture(page: Page, server: Server) -> None:
+    """Template browser, Run, and a saved picture on the node."""
+    page.tab.reload(wait_until="commit")
+    page.open()
+    page.tab.keyboard.press("Escape")
+    page.tab.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.tab.get_by_text(FOLDER).first.click()
+    page.tab.wait_for_timeout(2500)
+    page.shoot("template_browser")
+    page.tab.get_by_text("1_quick_start_nano").first.click()
+    page.tab.wait_for_function("() => app.graph._nodes.some(n => n.type === 'SeeSRUpscale')", polling=300)
+    page.tab.wait_for_timeout(1500)
+    before = set((server.base / "output").glob("seesr_*.png"))
+    page.run_to_picture()
+    page.shoot("quick_start_after_run")
+    (made,) = set((server.base / "output").glob("seesr_*.png")) - before
+    picture = np.asarray(Image.open(made).convert("RGB"))
+    assert picture.shape == (512, 768, 3)
+    assert picture.std() > 10
+    assert not page.complaints()
+
+
+@pytest.mark.parametrize("name", ["SeeSRUpscale", "SeeSRApply"])
+def test_help_page_opens(name: str, page: Page) -> None:
+    """The page that the node's help button shows, with its picture loaded."""
+    page.drop(next(nano.WORKFLOWS.glob("1_*.json" if name == "SeeSRUpscale" else "2_*.json")))
+    page.tab.evaluate(
+        "(name) => { const node = app.graph._nodes.find(n => n.type === name); app.canvas.selectNode(node); }", name
+    )
+    page.tab.locator("[data-testid=info-button]").click()
+    page.tab.wait_for_timeout(3000)
+    page.shoot(f"help_{name}")
+    shown = page.tab.evaluate("() => document.querySelector('.node-help-content')?.innerText || ''")
+    assert "Tips" in shown
+    assert "Browse templates" in shown
+    loaded = "() => [...document.querySelectorAll('.node-help-content img')].map(i => i.naturalWidth)"
+    assert min(page.tab.evaluate(loaded)) > 100

@@ -1,0 +1,343 @@
+"""The plugin in a running ComfyUI: what it offers, what it says about wrong plugs, interrupts, queues and batches."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from . import graph as graphs
+from . import nano_graphs as nano
+from .locate import PLUGIN
+from .server import FOLDER, Run, Server
+
+NODES = (
+    "SeeSRLoadDAPE",
+    "SeeSRLoadModel",
+    "SeeSRPrepareImage",
+    "SeeSRExtractTags",
+    "SeeSRPrompt",
+    "SeeSRSoftPrompt",
+    "SeeSRApply",
+    "SeeSRLatentInit",
+    "SeeSRScheduler",
+    "SeeSRTiledSampler",
+    "SeeSRTileModel",
+    "SeeSRFinishImage",
+    "SeeSRUpscale",
+)
+MIRRORED = "seesr_test_mirrored.png"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _files(server: Server) -> None:
+    nano.files_for_workflows(server.put)
+    server.put("input", MIRRORED, nano.photo_bytes(mirrored=True))
+    latent = {"latent_tensor": torch.full((1, 4, 16, 24), float("nan")), "latent_format_version_0": torch.tensor([])}
+    server.put("input", "nan.latent", save(latent))
+
+
+@pytest.fixture
+def graph(object_info: dict[str, Any]) -> dict[str, Any]:
+    """The full graph, small, fresh for every test."""
+    return nano.full_graph(object_info)
+
+
+def only(graph: dict[str, Any], class_type: str) -> str:
+    """Id of the one node of a class."""
+    (name,) = graphs.nodes_of(graph, class_type)
+    return name
+
+
+def picture(server: Server, run: Run) -> np.ndarray:
+    """The one picture of a run that must have succeeded."""
+    return pictures(server, run)[0]
+
+
+def pictures(server: Server, run: Run) -> list[np.ndarray]:
+    """The pictures of a run that must have succeeded."""
+    assert run.status == "success", f"{run.status} at {run.node}: {run.error}"
+    return [server.picture(file) for file in run.image_files()]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_node_is_offered(name: str, object_info: dict[str, Any]) -> None:
+    info = object_info[name]
+    assert info["category"] == "SeeSR"
+    assert info["display_name"].startswith("SeeSR")
+    assert len(info["description"]) > 30
+    for spec in graphs.inputs_of(info):
+        assert len(spec.options.get("tooltip") or "") > 10, f"{name}.{spec.name} has no tooltip"
+    assert all(info["output_tooltips"])
+    if "search_aliases" in object_info["KSampler"]:
+        assert len(info["search_aliases"]) >= 3
+
+
+def test_no_other_node_of_ours(object_info: dict[str, Any]) -> None:
+    assert {name for name in object_info if name.startswith("SeeSR")} == set(NODES)
+
+
+def test_templates_are_served(server: Server) -> None:
+    """The template browser lists them under the plugin's folder, and asks for JSON and picture by name."""
+    listed = server.get("/api/workflow_templates")[FOLDER]
+    assert sorted(listed) == [path.stem for path in nano.workflow_paths()]
+    for name in listed:
+        assert server.get(f"/api/workflow_templates/{FOLDER}/{name}.json")["version"] == 0.4
+        assert server.get_bytes(f"/api/workflow_templates/{FOLDER}/{name}.jpg")[:2] == b"\xff\xd8"
+
+
+def test_models_and_photo_are_found(object_info: dict[str, Any]) -> None:
+    """The small model is in the stock loaders' lists, each file in its own kind only."""
+    offered = {
+        (name, spec.name): spec.options.get("options") or spec.kind
+        for name in ("CheckpointLoaderSimple", "SeeSRLoadDAPE", "SeeSRLoadModel", "LoadImage")
+        for spec in graphs.inputs_of(object_info[name])
+    }
+    assert offered["CheckpointLoaderSimple", "ckpt_name"] == ["seesr-nano.safetensors"]
+    assert offered["SeeSRLoadDAPE", "dape_name"] == ["dape-nano.safetensors"]
+    assert offered["SeeSRLoadModel", "model_name"] == ["seesr-nano-control.safetensors"]
+    assert "seesr_example.jpg" in offered["LoadImage", "image"]
+
+
+def test_log_is_clean(server: Server, graph: dict[str, Any]) -> None:
+    assert picture(server, server.run(graph)).shape == (128, 192, 3)
+    log = server.log.read_text(errors="replace")
+    assert "IMPORT FAILED" not in log
+    assert "Traceback" not in log.split(FOLDER, 1)[0]
+
+
+def test_missing_model_file(server: Server, graph: dict[str, Any]) -> None:
+    graph[only(graph, "SeeSRLoadModel")]["inputs"]["model_name"] = "seesr.safetensors"
+    del graph[only(graph, "PreviewAny")]  # it does not need the model, so the host would run it alone
+    run = server.run(graph)
+    assert run.status == "refused"
+    assert "seesr.safetensors" in run.error
+
+
+def test_model_file_that_vanished(server: Server, graph: dict[str, Any]) -> None:
+    """In the list when the run is queued, and no weights when it is read."""
+    server.put("models/seesr", "broken.safetensors", b"not weights at all")
+    graph[only(graph, "SeeSRLoadModel")]["inputs"]["model_name"] = "broken.safetensors"
+    run = server.run(graph)
+    (server.base / "models/seesr/broken.safetensors").unlink()
+    assert run.status == "error"
+    assert run.node == only(graph, "SeeSRLoadModel")
+    assert "broken.safetensors" in run.error
+
+
+def _wrong_size(graph: dict[str, Any]) -> tuple[str, str]:
+    other = copy.deepcopy(graph[only(graph, "SeeSRPrepareImage")])
+    other["inputs"]["scale"] = 2.0
+    graph["other"] = other
+    graph[only(graph, "SeeSRLatentInit")]["inputs"]["image"] = ["other", 0]
+    return only(graph, "SeeSRTiledSampler"), r"192.?×.?128.*96.?×.?64|96.?×.?64.*192.?×.?128"
+
+
+def _soft_prompt_of_another_batch(graph: dict[str, Any]) -> tuple[str, str]:
+    photo = graph[only(graph, "SeeSRSoftPrompt")]["inputs"]["image"]
+    graph["three"] = {"class_type": "RepeatImageBatch", "inputs": {"image": photo, "amount": 3}}
+    graph[only(graph, "SeeSRSoftPrompt")]["inputs"]["image"] = ["three", 0]
+    return only(graph, "SeeSRApply"), r"\b3\b"
+
+
+def _nan_latent(graph: dict[str, Any]) -> tuple[str, str]:
+    graph["nan"] = {"class_type": "LoadLatent", "inputs": {"latent": "nan.latent"}}
+    graph[only(graph, "SeeSRTiledSampler")]["inputs"]["latent_image"] = ["nan", 0]
+    return only(graph, "SeeSRTiledSampler"), r"(?i)nan"
+
+
+def _sigmas_above_the_start(graph: dict[str, Any]) -> tuple[str, str]:
+    graph[only(graph, "SeeSRScheduler")]["inputs"]["start_timestep"] = 999
+    graph[only(graph, "SeeSRLatentInit")]["inputs"]["start_timestep"] = 100
+    return only(graph, "SeeSRLatentInit"), r"100"
+
+
+def _no_step_left(graph: dict[str, Any]) -> tuple[str, str]:
+    graph[only(graph, "SeeSRScheduler")]["inputs"].update(spacing="trailing", steps=2, start_timestep=10)
+    return only(graph, "SeeSRScheduler"), r"10"
+
+
+def _prepared_of_another_result(graph: dict[str, Any]) -> tuple[str, str]:
+    other = copy.deepcopy(graph[only(graph, "SeeSRPrepareImage")])
+    other["inputs"]["scale"] = 3.0
+    graph["other"] = other
+    graph[only(graph, "SeeSRFinishImage")]["inputs"]["prepared"] = ["other", 0]
+    return only(graph, "SeeSRFinishImage"), r"192×128.*144×96"
+
+
+def _overlap_as_large_as_the_tile(graph: dict[str, Any]) -> tuple[str, str]:
+    graph[only(graph, "SeeSRTiledSampler")]["inputs"].update(tile_size=64, overlap=64)
+    return only(graph, "SeeSRTiledSampler"), r"64"
+
+
+@pytest.mark.parametrize(
+    "plug",
+    [
+        _wrong_size,
+        _soft_prompt_of_another_batch,
+        _nan_latent,
+        _sigmas_above_the_start,
+        _no_step_left,
+        _prepared_of_another_result,
+        _overlap_as_large_as_the_tile,
+    ],
+    ids=lambda plug: plug.__name__.strip("_"),
+)
+def test_wrong_plug_is_explained(plug: Any, server: Server, graph: dict[str, Any]) -> None:
+    """The message stands on the node that cannot go on, and is a sentence with figures, no trace of internals."""
+    node, expected = plug(graph)
+    run = server.run(graph)
+    assert run.status == "error"
+    assert run.node == node, run.error
+    assert re.search(expected, run.error, re.DOTALL), run.error
+    assert re.search(r"[.!]\s*$", run.error), run.error
+    assert "tensor" not in run.error.split(":", 1)[1].lower()
+
+
+def test_empty_tags_are_fine(server: Server, graph: dict[str, Any]) -> None:
+    graph[only(graph, "SeeSRExtractTags")]["inputs"]["threshold"] = 10.0
+    run = server.run(graph)
+    assert picture(server, run).shape == (128, 192, 3)
+    assert run.outputs[only(graph, "PreviewAny")]["text"] == [""]
+
+
+def test_interrupt_and_a_clean_next_run(server: Server, object_info: dict[str, Any]) -> None:
+    """The same run before and after an interrupted one gives the same picture, to the bit."""
+    usual = nano.full_graph(object_info)
+    before = picture(server, server.run(usual))
+    long = nano.full_graph(object_info, steps=1000, start_timestep=999, seed=5)
+    prompt = server.submit(long)
+    assert isinstance(prompt, str)
+    server.wait_for(prompt, ("progress",))
+    server.interrupt()
+    assert server.wait(prompt, timeout=60).status == "interrupted"
+    assert len(server.events(prompt, "progress")) < 1000
+    server.forget()
+    assert np.array_equal(picture(server, server.run(usual)), before)
+
+
+def test_progress_counts_the_steps(server: Server, object_info: dict[str, Any]) -> None:
+    prompt = server.submit(nano.full_graph(object_info, steps=8, start_timestep=999, seed=11))
+    assert isinstance(prompt, str)
+    assert server.wait(prompt).status == "success"
+    assert max(event["value"] for event in server.events(prompt, "progress") if event["max"] == 8) == 8
+
+
+def test_two_runs_in_the_queue(server: Server, object_info: dict[str, Any]) -> None:
+    """Queued together, each gives what it gives alone."""
+    queued = [server.submit(nano.full_graph(object_info, seed=seed)) for seed in (21, 22)]
+    together = [picture(server, server.wait(str(prompt))) for prompt in queued]
+    server.forget()
+    alone = [picture(server, server.run(nano.full_graph(object_info, seed=seed))) for seed in (22, 21)][::-1]
+    assert not np.array_equal(together[0], together[1])
+    for a, b in zip(together, alone, strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_batch_equals_single_runs(sampler: str, server: Server, object_info: dict[str, Any]) -> None:
+    """Two photos with their own tags, soft prompts and noise: as photo by photo with seeds s and s + 1."""
+    singles = []
+    for seed, name in ((31, nano.PHOTO), (32, MIRRORED)):
+        single = nano.full_graph(object_info, seed=seed, sampler_name=sampler, cfg=2.0)
+        nano.nodes_of(single, "LoadImage")[0]["image"] = name
+        singles.append(picture(server, server.run(single)))
+    batch = nano.full_graph(object_info, seed=31, sampler_name=sampler, cfg=2.0)
+    found = pictures(server, server.run(_both_photos(batch)))
+    assert len(found) == 2
+    for a, b in zip(found, singles, strict=True):
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def _both_photos(graph: dict[str, Any]) -> dict[str, Any]:
+    """The graph with a batch of the photo and the mirrored photo in place of its one photo."""
+    photo = only(graph, "LoadImage")
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if value == [photo, 0]:
+                node["inputs"][name] = ["batch", 0]
+    graph["mirrored"] = {"class_type": "LoadImage", "inputs": {"image": MIRRORED}}
+    graph["batch"] = {"class_type": "ImageBatch", "inputs": {"image1": [photo, 0], "image2": ["mirrored", 0]}}
+    return graph
+
+
+def test_upscale_node_equals_the_graph(server: Server, object_info: dict[str, Any]) -> None:
+    """One node and the graph of the small ones, with the same settings, give the same picture to the bit."""
+    photo = {"image": "seesr_example.jpg"}
+    one = graphs.to_api(nano.workflow(1), object_info)
+    many = graphs.to_api(nano.workflow(2), object_info)
+    for each in (one, many):
+        nano.nodes_of(each, "LoadImage")[0].update(photo)
+    assert np.array_equal(picture(server, server.run(one)), picture(server, server.run(many)))
+
+
+def test_unpatched_model_is_untouched(server: Server, object_info: dict[str, Any]) -> None:
+    """An ordinary KSampler run gives the same picture before and after SeeSR ran on the same checkpoint."""
+    plain = nano.small(graphs.to_api(nano.workflow(7), object_info))
+    nano.nodes_of(plain, "KSampler")[0].update(steps=5, seed=41)
+    before = picture(server, server.run(plain))
+    assert server.run(nano.full_graph(object_info, seed=41)).status == "success"
+    nano.nodes_of(plain, "SaveImage")[0]["filename_prefix"] = "again"
+    nano.nodes_of(plain, "KSampler")[0]["seed"] = 42
+    assert server.run(plain).status == "success"
+    nano.nodes_of(plain, "KSampler")[0]["seed"] = 41
+    assert np.array_equal(picture(server, server.run(plain)), before)
+
+
+def _oldest_host() -> Path | None:
+    named = os.environ.get("COMFYUI_OLDEST")
+    place = Path(named) if named else Path.home() / "comfy" / "ComfyUI-0.3.64"
+    return place if (place / "main.py").is_file() else None
+
+
+@pytest.fixture(scope="module")
+def oldest(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The oldest supported host, running. An empty package stands in for its templates, which the tests do not need."""
+    place = _oldest_host()
+    if place is None:
+        pytest.skip("no second host at $COMFYUI_OLDEST or ~/comfy/ComfyUI-0.3.64")
+    base = tmp_path_factory.mktemp("oldest")
+    stand_in = base / "packages" / "comfyui_workflow_templates"
+    (stand_in / "templates").mkdir(parents=True)
+    (stand_in / "__init__.py").touch()
+    running = Server(place, base, python_path=str(base / "packages"))
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def test_oldest_host_offers_every_node(oldest: Server) -> None:
+    info = oldest.get("/object_info")
+    assert set(NODES) <= set(info)
+    assert all(spec.options.get("tooltip") for name in NODES for spec in graphs.inputs_of(info[name]))
+
+
+def test_oldest_host_runs_the_quick_start_and_the_graph(oldest: Server) -> None:
+    """RCA comes by hooks there instead of the patch: still the same picture from one node and from the graph."""
+    info = oldest.get("/object_info")
+    one = oldest.run(graphs.to_api(nano.workflow(1), info))
+    many = oldest.run(graphs.to_api(nano.workflow(2), info))
+    found = picture(oldest, one)
+    assert found.shape == (512, 768, 3)
+    assert found.std() > 10
+    assert np.array_equal(found, picture(oldest, many))
+
+
+def test_oldest_host_agrees_with_the_newest(oldest: Server, server: Server, graph: dict[str, Any]) -> None:
+    nano.files_for_workflows(oldest.put)
+    new, old = picture(server, server.run(graph)), picture(oldest, oldest.run(graph))
+    assert np.abs(new.astype(int) - old.astype(int)).max() <= 2
+
+
+def test_plugin_is_linked_not_copied(server: Server) -> None:
+    """These tests run the working tree itself."""
+    assert (server.base / "custom_nodes" / FOLDER).resolve() == PLUGIN.resolve()

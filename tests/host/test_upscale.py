@@ -1,0 +1,367 @@
+"""The all-in-one node against the graph of the small nodes, and what it refuses before it samples."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from .locate import plugin
+from .nets import NANO
+from .small_base import write_small_base
+
+MIN_SIZE = 64
+NEGATIVE = "dotted, noise, blur, lowres, smooth"
+ADDED = "clean, high-resolution, 8k"
+SETTINGS: dict[str, Any] = {
+    "scale": 4.0,
+    "steps": 4,
+    "cfg": 1.0,
+    "seed": 3,
+    "prompt": "at night",
+    "added_prompt": ADDED,
+    "negative_prompt": NEGATIVE,
+    "sampler_name": "ddim",
+    "start_timestep": 251,
+    "tile_size": 768,
+    "overlap": 32,
+    "color_fix": "wavelet",
+}
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load Checkpoint's outputs by the name of the input they go to."""
+    import comfy.sd
+
+    plugin("nodes.host.nano").register()
+    loaded: Any = comfy.sd.load_checkpoint_guess_config(str(path))
+    return dict(zip(("model", "clip", "vae"), loaded[:3], strict=True))
+
+
+@pytest.fixture(scope="module")
+def nano() -> dict[str, Any]:
+    """Everything of the shipped model that the node is connected to."""
+    return {
+        **load_checkpoint(plugin("nodes.host.nano").EMBEDDED),
+        "dape": plugin("nodes.host.dape").load_dape(NANO / "dape" / "dape-nano.safetensors"),
+        "seesr_model": plugin("nodes.host.seesr_model").load_seesr_model(
+            NANO / "seesr" / "seesr-nano-control.safetensors"
+        ),
+    }
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """512² takes long on a CPU."""
+    monkeypatch.setattr(plugin("nodes.upscale"), "MIN_SIZE", MIN_SIZE)
+
+
+def photos(count: int = 1, height: int = 18, width: int = 26, seed: int = 0) -> Tensor:
+    """IMAGE on 8-bit levels."""
+    levels = torch.randint(0, 256, (count, height, width, 3), generator=torch.Generator().manual_seed(seed))
+    return levels.float() / 255
+
+
+def upscaled(nano: dict[str, Any], image: Tensor, **changes: Any) -> tuple[Tensor, list[str]]:
+    """What SeeSR Upscale gives."""
+    return plugin("nodes.upscale").SeeSRUpscale.execute(image=image, **{**nano, **SETTINGS, **changes}).result
+
+
+def graph(nano: dict[str, Any], image: Tensor, **changes: Any) -> tuple[Tensor, list[str]]:
+    """What the small nodes and the host's own give, connected as in the full workflow."""
+    import comfy.samplers
+
+    # By name, since a type checker would take the plugin's own package.
+    host_nodes = importlib.import_module("nodes")
+    s = SimpleNamespace(**{**SETTINGS, **changes})
+    image_nodes, prompts, latents = plugin("nodes.image"), plugin("nodes.prompts"), plugin("nodes.latent")
+    (prepared,) = image_nodes.SeeSRPrepareImage.execute(image, s.scale, MIN_SIZE).result
+    (tags,) = prompts.SeeSRExtractTags.execute(nano["dape"], image, 1.0, "", "en").result
+    (soft_prompt,) = prompts.SeeSRSoftPrompt.execute(nano["dape"], image).result
+    # The host runs nodes after a list output once per entry.
+    texts = [prompts.SeeSRPrompt.execute(line, s.prompt, s.added_prompt).result[0] for line in tags]
+    encode = host_nodes.CLIPTextEncode().encode
+    model, positive, negative = (
+        plugin("nodes.apply")
+        .SeeSRApply.execute(
+            model=[nano["model"]],
+            positive=[encode(nano["clip"], text)[0] for text in texts],
+            negative=[encode(nano["clip"], s.negative_prompt)[0]],
+            seesr_model=[nano["seesr_model"]],
+            soft_prompt=[soft_prompt],
+            image=[prepared],
+            strength=[1.0],
+            rca_strength=[1.0],
+            start_percent=[0.0],
+            end_percent=[1.0],
+        )
+        .result
+    )
+    (sigmas,) = latents.SeeSRScheduler.execute(nano["model"], s.steps, "leading", s.start_timestep).result
+    noise, latent = latents.SeeSRLatentInit.execute(
+        nano["model"], nano["vae"], prepared, sigmas, s.seed, s.start_timestep
+    ).result
+    sampler = comfy.samplers.sampler_object(s.sampler_name)
+    sampled, _ = (
+        plugin("nodes.tiled")
+        .SeeSRTiledSampler.execute(
+            model, positive, negative, noise, sampler, sigmas, latent, s.cfg, s.tile_size, s.overlap, 0
+        )
+        .result
+    )
+    (decoded,) = host_nodes.VAEDecode().decode(nano["vae"], sampled)
+    return image_nodes.SeeSRFinishImage.execute(decoded, prepared, image, s.scale, s.color_fix).result[0], tags
+
+
+@pytest.mark.parametrize(
+    ("count", "changes"),
+    [
+        (1, {}),
+        (2, {"cfg": 5.5, "sampler_name": "ddpm", "color_fix": "adain"}),
+        (1, {"cfg": 3.0, "steps": 3, "start_timestep": 999, "tile_size": 64, "overlap": 16, "sampler_name": "ddpm"}),
+    ],
+)
+def test_same_numbers_as_the_graph_of_small_nodes(nano: dict[str, Any], count: int, changes: dict[str, Any]) -> None:
+    image = photos(count)
+    found, tags = upscaled(nano, image, **changes)
+    expected, expected_tags = graph(nano, image, **changes)
+    assert torch.equal(found, expected)
+    assert tags == expected_tags
+    assert len(tags) == count
+    assert found.std() > 0.01
+
+
+def test_batch_is_single_runs_of_following_seeds(nano: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"sampler_name": "ddpm", "cfg": 3.0}
+    image = photos(2)
+    batch, _ = upscaled(nano, image, **settings)
+    alone = [upscaled(nano, image[i : i + 1], **settings, seed=SETTINGS["seed"] + i)[0] for i in range(2)]
+    # Rounding to 8 bits can fall either way.
+    assert (batch - torch.cat(alone)).abs().max() <= 1.01 / 255
+    assert not torch.equal(upscaled(nano, image[:1], **settings, seed=99)[0], alone[0])
+
+
+@pytest.mark.parametrize(("height", "width", "scale"), [(17, 23, 4.0), (30, 19, 2.5)])
+def test_result_has_exactly_the_photo_s_size_times_scale(
+    nano: dict[str, Any], height: int, width: int, scale: float
+) -> None:
+    found, _ = upscaled(nano, photos(height=height, width=width), scale=scale)
+    assert found.shape == (1, round(height * scale), round(width * scale), 3)
+
+
+def test_every_setting_reaches_the_picture(nano: dict[str, Any]) -> None:
+    image = photos()
+    guided: dict[str, Any] = {"cfg": 3.0, "sampler_name": "ddpm"}
+    plain, _ = upscaled(nano, image, **guided)
+    others: list[dict[str, Any]] = [
+        {"cfg": 5.5},
+        {"seed": 4},
+        {"steps": 8},
+        {"start_timestep": 501},
+        {"prompt": "by day"},
+        {"added_prompt": ""},
+        {"negative_prompt": "sharp"},
+        {"sampler_name": "euler"},
+        {"color_fix": "none"},
+        {"tile_size": 64},
+    ]
+    for change in others:
+        assert not torch.equal(upscaled(nano, image, **{**guided, **change})[0], plain), change
+
+
+def test_model_is_left_as_it_was(nano: dict[str, Any]) -> None:
+    before = {key: value.clone() for key, value in nano["model"].model.diffusion_model.state_dict().items()}
+    first, _ = upscaled(nano, photos())
+    again, _ = upscaled(nano, photos())
+    assert torch.equal(first, again)
+    assert not nano["model"].wrappers
+    assert not nano["model"].additional_models
+    after = nano["model"].model.diffusion_model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_values_that_the_model_was_not_tuned_for_are_named_in_the_log(
+    nano: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    log_other_defaults = plugin("nodes.upscale").log_other_defaults
+    model = SimpleNamespace(name="a.safetensors", defaults={"solver": "ddim", "steps": 4, "cfg": 1.0, "vae_tile": 512})
+    with caplog.at_level(logging.INFO):
+        log_other_defaults(model, {"sampler_name": "ddim", "steps": 4, "cfg": 1.0})
+        assert not caplog.text
+        log_other_defaults(model, {"sampler_name": "ddpm", "steps": 50, "cfg": 1.0})
+    assert "a.safetensors was tuned for sampler_name ddim, steps 4; the node runs sampler_name ddpm, steps 50" in (
+        caplog.text
+    )
+
+
+@pytest.fixture
+def unsampled(nano: dict[str, Any]) -> Any:
+    """Fails if the U-Net runs."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the U-Net ran")
+
+    hook = nano["model"].model.diffusion_model.register_forward_pre_hook(refuse)
+    yield
+    hook.remove()
+
+
+class OtherVAE:
+    """An autoencoder of another family."""
+
+    latent_channels, latent_dim = 16, 2
+
+    def spacial_compression_encode(self) -> int:
+        """As the host asks for it."""
+        return 8
+
+
+@pytest.mark.usefixtures("unsampled")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": torch.full((1, 18, 26, 3), float("nan"))}, "photo holds values that are no numbers"),
+        ({"image": torch.zeros(0, 18, 26, 3)}, "Expected an IMAGE"),
+        ({"vae": OtherVAE()}, "Expected a VAE that makes pictures 8 times smaller with 4 channels.*16 channels"),
+        ({"tile_size": 100}, "tile_size must be a multiple of 8"),
+        ({"overlap": 768}, "overlap .* must be less than tile_size"),
+        ({"start_timestep": 0}, "no timestep"),
+    ],
+)
+def test_wrong_plugs_are_refused_before_sampling(nano: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    given = {"image": photos(), **nano, **changes}
+    with pytest.raises(plugin("seesr_core.errors").SeeSRError, match=message):
+        upscaled(given, given.pop("image"), **{key: value for key, value in changes.items() if key in SETTINGS})
+
+
+@pytest.fixture(scope="module")
+def other_base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Another small base model, with a text encoder of another width."""
+    path = tmp_path_factory.mktemp("base") / "other.safetensors"
+    write_small_base(path)
+    return load_checkpoint(path)
+
+
+@pytest.mark.usefixtures("unsampled")
+@pytest.mark.parametrize(("part", "message"), [("clip", "text encoder of width 64"), ("model", "32 channels")])
+def test_parts_of_another_checkpoint_are_refused(
+    nano: dict[str, Any], other_base: dict[str, Any], part: str, message: str
+) -> None:
+    with pytest.raises(plugin("seesr_core.errors").SettingsError, match=message):
+        upscaled({**nano, part: other_base[part]}, photos())
+
+
+@pytest.mark.usefixtures("unsampled")
+def test_another_tagger_is_refused(nano: dict[str, Any]) -> None:
+    from .test_dape_nodes import network, vocabulary
+
+    dape = plugin("nodes.host.dape").wrap_dape(network(), vocabulary(), device=torch.device("cpu"))
+    with pytest.raises(plugin("seesr_core.errors").SettingsError, match="choose the DAPE that belongs to it"):
+        upscaled({**nano, "dape": dape}, photos())
+
+
+class SpyVAE:
+    """Remembers which of its methods is called, and with how much."""
+
+    latent_channels, latent_dim = 4, 2
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, int]]] = []
+
+    def spacial_compression_encode(self) -> int:
+        """As the host asks for it."""
+        return 8
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Whole."""
+        self.calls.append(("encode", {}))
+        return torch.zeros(len(pixels), 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
+
+    def encode_tiled(self, pixels: Tensor, **tiles: int) -> Tensor:
+        """In tiles."""
+        self.calls.append(("encode_tiled", tiles))
+        return torch.zeros(len(pixels), 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Whole."""
+        self.calls.append(("decode", {}))
+        return torch.zeros(1)
+
+    def decode_tiled(self, samples: Tensor, **tiles: int) -> Tensor:
+        """In tiles."""
+        self.calls.append(("decode_tiled", tiles))
+        return torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("side", "calls"),
+    [
+        (1536, [("encode", {}), ("decode", {})]),
+        (
+            1544,
+            [
+                ("encode_tiled", {"tile_x": 1024, "tile_y": 1024, "overlap": 128}),
+                ("decode_tiled", {"tile_x": 128, "tile_y": 128, "overlap": 16}),
+            ],
+        ),
+    ],
+)
+def test_large_pictures_go_through_the_host_s_tiled_autoencoder(
+    nano: dict[str, Any], side: int, calls: list[Any]
+) -> None:
+    autoencoder, vae = plugin("nodes.host.vae"), SpyVAE()
+    samples = autoencoder.encode_image(nano["model"], vae, torch.zeros(1, side, 1536, 3))
+    autoencoder.decode_latent(vae, samples)
+    assert vae.calls == calls
+
+
+CONTRACT: dict[str, dict[str, Any]] = {
+    "image.SeeSRPrepareImage": {"image": ..., "scale": 4.0, "min_size": 512},
+    "image.SeeSRFinishImage": {"image": ..., "prepared": ..., "lr_image": ..., "scale": 4.0, "color_fix": "adain"},
+    "prompts.SeeSRExtractTags": {"dape": ..., "image": ..., "threshold": 1.0, "exclude": "", "language": "en"},
+    "prompts.SeeSRPrompt": {"tags": ..., "prompt": "", "added_prompt": ADDED},
+    "prompts.SeeSRSoftPrompt": {"dape": ..., "image": ...},
+    "upscale.SeeSRUpscale": {
+        **dict.fromkeys(("image", "model", "clip", "vae", "dape", "seesr_model"), ...),
+        "scale": 4.0,
+        "steps": 50,
+        "cfg": 5.5,
+        "seed": 0,
+        "prompt": "",
+        "added_prompt": ADDED,
+        "negative_prompt": NEGATIVE,
+        "sampler_name": "ddpm",
+        "start_timestep": 999,
+        "tile_size": 768,
+        "overlap": 32,
+        "color_fix": "adain",
+    },
+}
+"""Ids, order and defaults that saved graphs depend on."""
+
+
+@pytest.mark.parametrize("node", CONTRACT)
+def test_inputs_are_those_of_saved_graphs(node: str) -> None:
+    module, name = node.split(".")
+    schema = getattr(plugin(f"nodes.{module}"), name).define_schema()
+    assert schema.node_id == name
+    assert [entry.id for entry in schema.inputs] == list(CONTRACT[node])
+    for entry, default in zip(schema.inputs, CONTRACT[node].values(), strict=True):
+        assert entry.tooltip, entry.id
+        assert default is ... or entry.default == default, entry.id
+    assert schema.description
+    assert schema.category == "SeeSR"
+
+
+def test_published_sampler_comes_first_and_none_of_the_host_s_is_missing() -> None:
+    import comfy.samplers
+
+    names = plugin("nodes.upscale").sampler_names()
+    assert names[0] == "ddpm"
+    assert sorted(names) == sorted(comfy.samplers.SAMPLER_NAMES)

@@ -1,0 +1,223 @@
+"""Every shipped workflow: it fits the host's nodes, its picture lies beside it, and the small model's run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from . import graph as graphs
+from . import nano_graphs as nano
+from .server import Run, Server
+
+PATHS = nano.workflow_paths()
+NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9)
+REAL_NUMBERS = (3, 5)
+WIDTH, HEIGHT = nano.PHOTO_SIZE
+_WIDGETS = {"solver": "sampler_name"}
+"""Settings in the file whose widget has another name."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _files(server: Server) -> None:
+    nano.files_for_workflows(server.put)
+
+
+@pytest.fixture(scope="module")
+def defaults() -> dict[str, Any]:
+    """The sampling settings that the small model's file asks for."""
+    with safe_open(nano.NANO / "seesr" / "seesr-nano-control.safetensors", "pt") as file:
+        settings: dict[str, Any] = json.loads(file.metadata()["defaults"])
+    return settings
+
+
+def api(number: int, info: dict[str, Any], *, wake: int | None = None) -> dict[str, Any]:
+    """A workflow by number in the server's form, small; `wake` switches on nodes of that mode."""
+    loaded = nano.workflow(number)
+    return nano.small(graphs.to_api(loaded if wake is None else nano.waking(loaded, wake), info))
+
+
+def saved(server: Server, run: Run, graph: dict[str, Any], prefix: str) -> list[np.ndarray]:
+    """The pictures of the Save Image whose prefix is this."""
+    assert run.status == "success", f"{run.status} at {run.node}: {run.error}"
+    for name in graphs.nodes_of(graph, "SaveImage"):
+        if graph[name]["inputs"]["filename_prefix"] == prefix:
+            return [server.picture(file) for file in run.image_files(name)]
+    raise AssertionError(f"no Save Image with prefix {prefix}")
+
+
+def assert_shows_photo(picture: np.ndarray, scale: float, least: float = 0.8) -> None:
+    """The right size, neither black nor flat, and plainly the photo that went in."""
+    size = (round(WIDTH * scale), round(HEIGHT * scale))
+    assert picture.shape == (size[1], size[0], 3)
+    assert picture.std() > 10
+    assert 20 < picture.mean() < 235
+    assert nano.likeness(picture, nano.enlarged(size)) > least
+
+
+def test_nine_workflows_with_pictures() -> None:
+    assert [int(path.name[0]) for path in PATHS] == list(range(1, 10))
+    for path in PATHS:
+        with Image.open(path.with_suffix(".jpg")) as picture:
+            assert picture.format == "JPEG"
+            assert max(picture.size) <= 1600
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_fits_the_nodes(path: Path, object_info: dict[str, Any]) -> None:
+    """Nodes, inputs, links and widget values agree with the schemas; only names of files may be unknown here."""
+    real = int(path.name[0]) in REAL_NUMBERS
+    graph = graphs.to_api(graphs.load(path), object_info, check=not real)
+    assert any(object_info[node["class_type"]]["output_node"] for node in graph.values())
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_is_readable(path: Path) -> None:
+    """A note says what it does, nodes do not lie on each other, everything is saved as the frontend saves it."""
+    loaded = graphs.load(path)
+    assert loaded["version"] == 0.4
+    assert len(loaded["groups"]) >= 3
+    notes = [node for node in loaded["nodes"] if node["type"] == "MarkdownNote"]
+    assert any("**To change**" in note["widgets_values"][0] for note in notes)
+    boxes = [(*node["pos"], *node["size"]) for node in loaded["nodes"]]
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            apart = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] + 30 <= b[1] or b[1] + b[3] + 30 <= a[1]
+            assert apart, f"{a} and {b} overlap"
+    ours = [node for node in loaded["nodes"] if node["type"].startswith("SeeSR")]
+    assert ours
+    assert {node["properties"]["cnr_id"] for node in ours} == {"comfyui-seesr"}
+
+
+@pytest.mark.parametrize("number", REAL_NUMBERS)
+def test_real_weights_name_their_source(number: int) -> None:
+    for node in nano.workflow(number)["nodes"]:
+        if node["type"] in ("CheckpointLoaderSimple", "SeeSRLoadDAPE", "SeeSRLoadModel"):
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0]
+            assert re.match(r"https://(huggingface\.co|github\.com)/", model["url"])
+            assert model["directory"] in ("checkpoints", "dape", "seesr")
+
+
+@pytest.mark.parametrize("number", NANO_NUMBERS)
+def test_nano_settings_are_the_files(number: int, defaults: dict[str, Any], object_info: dict[str, Any]) -> None:
+    """Except where a workflow shows something else: 7 has another sampler, 9 the whole schedule."""
+    own = {7: {"solver", "steps", "cfg", "start_timestep"}, 9: {"steps", "start_timestep"}}.get(number, set())
+    graph = graphs.to_api(nano.workflow(number), object_info, check=False)
+    for setting, expected in defaults.items():
+        if setting not in own:
+            name = _WIDGETS.get(setting, setting)
+            found = {node["inputs"][name] for node in graph.values() if name in node["inputs"]}
+            assert found <= {expected}, f"{setting}: {found}, the file says {expected}"
+
+
+@pytest.mark.parametrize("number", REAL_NUMBERS)
+def test_published_settings(number: int, object_info: dict[str, Any]) -> None:
+    graph = graphs.to_api(nano.workflow(number), object_info, check=False)
+    found = {name: value for node in graph.values() for name, value in node["inputs"].items()}
+    steps, cfg, spacing = {3: (50, 5.5, "leading"), 5: (2, 1.0, "trailing")}[number]
+    assert (found["steps"], found["cfg"], found["spacing"]) == (steps, cfg, spacing)
+    assert (found["sampler_name"], found["start_timestep"], found["color_fix"]) == ("ddpm", 999, "adain")
+
+
+def test_1_quick_start_as_shipped(server: Server, object_info: dict[str, Any]) -> None:
+    """Nothing changed: the photo that comes with the plugin, at its own size."""
+    graph = graphs.to_api(nano.workflow(1), object_info)
+    run = server.run(graph)
+    (picture,) = saved(server, run, graph, "seesr")
+    assert picture.shape == (512, 768, 3)
+    photo = Image.open(nano.NANO / "example.jpg").convert("RGB").resize((768, 512), Image.Resampling.BICUBIC)
+    assert nano.likeness(picture, np.asarray(photo)) > 0.9
+    assert any(output.get("text") for output in run.outputs.values())
+
+
+def test_2_full_graph(server: Server, object_info: dict[str, Any]) -> None:
+    graph = api(2, object_info)
+    (picture,) = saved(server, server.run(graph), graph, "seesr")
+    assert_shows_photo(picture, 4)
+
+
+def test_4_tiled_by_both_ways(server: Server, object_info: dict[str, Any]) -> None:
+    """Our sampler and the host's own, made tiled, agree up to rounding."""
+    graph = api(4, object_info, wake=graphs.MUTED)
+    run = server.run(graph)
+    (ours,) = saved(server, run, graph, "seesr_large")
+    (host,) = saved(server, run, graph, "seesr_large_host_sampler")
+    assert_shows_photo(ours, 8)
+    assert np.abs(ours.astype(int) - host.astype(int)).max() <= 1
+
+
+def test_6_as_shipped_and_with_files(server: Server, object_info: dict[str, Any]) -> None:
+    """The purple nodes do nothing until they are switched on; then each of the two acts."""
+    plain = _picture_6(server, api(6, object_info))
+    assert_shows_photo(plain, 4)
+    info = server.get("/object_info")
+    both = api(6, info, wake=graphs.BYPASSED)
+    changed = _picture_6(server, both)
+    nano.nodes_of(both, "ControlNetApplyAdvanced")[0]["strength"] = 0.0
+    lora_only = _picture_6(server, both)
+    nano.nodes_of(both, "LoraLoaderModelOnly")[0]["strength_model"] = 0.0
+    neither = _picture_6(server, both)
+    assert np.array_equal(neither, plain)
+    assert not np.array_equal(lora_only, plain)
+    assert not np.array_equal(changed, lora_only)
+
+
+def _picture_6(server: Server, graph: dict[str, Any]) -> np.ndarray:
+    (picture,) = saved(server, server.run(graph), graph, "seesr")
+    return picture
+
+
+def test_7_tags_reach_the_other_graph(server: Server, object_info: dict[str, Any]) -> None:
+    graph = api(7, object_info)
+    nano.nodes_of(graph, "KSampler")[0]["steps"] = 10
+    run = server.run(graph)
+    (picture,) = saved(server, run, graph, "seesr_tags")
+    assert picture.shape == (2 * HEIGHT, 2 * WIDTH, 3)
+    assert picture.std() > 10
+    (shown,) = [text for output in run.outputs.values() for text in output.get("text", [])]
+    assert shown.endswith("sharp photo, fine detail")
+    assert "food" not in shown.split(", ")
+
+
+def test_8_batch(server: Server, object_info: dict[str, Any]) -> None:
+    graph = api(8, object_info)
+    run = server.run(graph)
+    first, second = saved(server, run, graph, "seesr_batch")
+    assert_shows_photo(first, 4)
+    assert_shows_photo(second[:, ::-1], 4)
+    (name,) = graphs.nodes_of(graph, "PreviewAny")
+    assert len(run.outputs[name]["text"]) == 2
+
+
+def test_8_folder_of_different_sizes(server: Server, object_info: dict[str, Any]) -> None:
+    """What the note of workflow 8 suggests, on hosts that have the node."""
+    if "LoadImageDataSetFromFolder" not in object_info:
+        pytest.skip("this host has no node that loads a folder")
+    for name, size in (("a.png", (48, 32)), ("b.png", (32, 32))):
+        server.put("input/photos", name, nano.photo_bytes(size))
+    graph = api(8, server.get("/object_info"))
+    graph["folder"] = {"class_type": "LoadImageDataSetFromFolder", "inputs": {"folder": "photos"}}
+    nano.nodes_of(graph, "SeeSRUpscale")[0]["image"] = ["folder", 0]
+    pictures = saved(server, server.run(graph), graph, "seesr_batch")
+    assert [picture.shape for picture in pictures] == [(128, 192, 3), (128, 128, 3)]
+
+
+def test_9_lre_on_and_off(server: Server, object_info: dict[str, Any]) -> None:
+    if "ImageCompare" not in object_info:
+        pytest.skip("this host has no compare node")
+    graph = api(9, object_info)
+    run = server.run(graph)
+    (on,) = saved(server, run, graph, "seesr_lre_on")
+    (off,) = saved(server, run, graph, "seesr_lre_off")
+    assert_shows_photo(on, 4, least=0.7)
+    assert_shows_photo(off, 4, least=0.5)
+    assert not np.array_equal(on, off)
+    compare = run.outputs[graphs.nodes_of(graph, "ImageCompare")[0]]
+    assert len(compare["a_images"]) == len(compare["b_images"]) == 1
