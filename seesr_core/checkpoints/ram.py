@@ -19,6 +19,7 @@ from ..dape.lora import SCALING, peft_lora_to_published
 from ..errors import SettingsError, WeightsError
 from . import metadata, sources
 from .detect import FileKind, Kind, require
+from .quantized import dequantized
 from .tensorfile import Header, load_tensors
 
 _NEEDED = ("visual_encoder.", "tagging_head.", "label_embed", "wordvec_proj.", "fc.", "image_proj.")
@@ -119,17 +120,24 @@ def write_dape(
         raise SettingsError(
             f"The tagger has {dape.config.num_tags} tags, the vocabulary {len(vocabulary)}: not written."
         )
+    fields = dape_metadata(dape, vocabulary, source=source)
+    metadata.save_safetensors(path, metadata.cast(dape.state_dict(), dtype), fields)
+
+
+def dape_metadata(dape: DAPE, vocabulary: Vocabulary, *, source: str = "", **more: Any) -> dict[str, str]:
+    """The metadata of a `dape*.safetensors`; `more` are further entries."""
     fields = {
         "config": dape.config.to_dict(),
         **vocabulary.to_metadata(),
         "image_size": dape.config.swin.image_size,
         "source": source,
+        **more,
     }
-    metadata.save_safetensors(path, metadata.cast(dape.state_dict(), dtype), metadata.encode(metadata.DAPE, fields))
+    return metadata.encode(metadata.DAPE, fields)
 
 
 def read_dape(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> tuple[DAPE, Vocabulary]:
-    """Read what `write_dape` wrote.
+    """Read what `write_dape` wrote; matrices stored in 8 bits (`quantized`) become floats.
 
     Raises:
         WeightsError: another kind of file, a damaged or newer one, or weights that contradict its own configuration.
@@ -139,7 +147,8 @@ def read_dape(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float3
     config = metadata.field(path, header.metadata, "config")
     with _named(path):
         vocabulary = Vocabulary.from_metadata(header.metadata)
-        dape = DAPE.from_state_dict(metadata.as_dtype(load_tensors(path), dtype), DAPEConfig.from_dict(config))
+        state = metadata.as_dtype(dequantized(load_tensors(path)), dtype)
+        dape = DAPE.from_state_dict(state, DAPEConfig.from_dict(config))
     if len(vocabulary) != dape.config.num_tags:
         found = f"it names {len(vocabulary)} tags but its weights have {dape.config.num_tags}"
         raise sources.unfit(path, found, sources.DAPE)

@@ -1,1 +1,1 @@
-"""The command line: `python -m seesr_core upscale` and `tags`."""
+"""The command line: `upscale`, `tags`, and for the weights `download`, `convert`, `inspect` and `doctor`."""

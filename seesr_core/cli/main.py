@@ -12,11 +12,11 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import SeeSRError, SettingsError
 from ..memory import one_sentence_when_exhausted
-from . import tags, upscale
+from . import convert, doctor, download, inspect, tags, upscale
 from .console import log_to_stderr, say_error
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-_EXTRAS = ("diffusers", "transformers", "tqdm")
+_EXTRAS = ("diffusers", "transformers", "tqdm", "huggingface_hub", "filelock")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,6 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     upscale.add_command(commands)
     tags.add_command(commands)
+    for command in (download, convert, inspect, doctor):
+        command.add_command(commands)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""Getting weights: which there are, downloading, converting, looking into them, and judging an installation."""
