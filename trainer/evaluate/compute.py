@@ -223,7 +223,7 @@ class Computation:
     def _key(self, case: Case, row: str, metric: str) -> str:
         kinds: dict[str, tuple[Kind, ...]] = {SR: ("sr",), BICUBIC: ("lr", "sr"), HR: ("hr",)}
         used = {*kinds[row], *(("hr",) if BY_KEY[metric].needs_original else ())}
-        hashes = {kind: self._hash(path) for kind, path in case.files.items() if kind in used}
+        hashes = {str(kind): self._hash(path) for kind, path in case.files.items() if kind in used}
         return key_of({"row": row, **hashes, **self._what(metric, self.builds.pictures[metric].facts)})
 
     def _set_key(self, row: str, metric: str) -> str:

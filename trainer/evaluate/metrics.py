@@ -118,7 +118,10 @@ class Outcome(NamedTuple):
 class Build(Protocol):
     """Computes one metric of pictures, uint8 RGB (3, H, W)."""
 
-    facts: Facts
+    @property
+    def facts(self) -> Facts:
+        """How it is computed."""
+        ...
 
     def measure(self, pictures: Sequence[Tensor], originals: Sequence[Tensor]) -> list[Outcome]:
         """One outcome a picture; all have one size. `originals` is empty for metrics that need none."""
@@ -128,7 +131,10 @@ class Build(Protocol):
 class SetBuild(Protocol):
     """Computes one metric of a whole set."""
 
-    facts: Facts
+    @property
+    def facts(self) -> Facts:
+        """How it is computed."""
+        ...
 
     def measure_set(self, pictures: Path, originals: Path) -> Outcome:
         """From two folders of PNG."""

@@ -31,7 +31,8 @@ class OwnBuild:
 
     def measure(self, pictures: Sequence[Tensor], originals: Sequence[Tensor]) -> list[Outcome]:
         """See `Build`."""
-        pairs = zip(pictures, originals or [None] * len(pictures), strict=True)
+        compared: Sequence[Tensor | None] = originals or [None] * len(pictures)
+        pairs = zip(pictures, compared, strict=True)
         values = (self.figure(picture, original) for picture, original in pairs)
         return [Outcome(value, "" if value is not None else self.why_none) for value in values]
 

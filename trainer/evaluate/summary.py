@@ -95,7 +95,8 @@ def differences(summaries: Mapping[str, Summary]) -> dict[str, dict[str, float]]
 
 def settings(builds: Builds, protocol: ProtocolName) -> dict[str, dict[str, str]]:
     """How every figure is computed."""
-    facts: dict[str, Facts] = {key: build.facts for key, build in (*builds.pictures.items(), *builds.sets.items())}
+    facts: dict[str, Facts] = {key: build.facts for key, build in builds.pictures.items()}
+    facts |= {key: build.facts for key, build in builds.sets.items()}
     return {
         key: {
             "build": facts[key].build,
