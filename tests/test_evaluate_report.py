@@ -6,6 +6,8 @@ import csv
 import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +31,7 @@ from trainer.evaluate.protocols import centre, under
 from trainer.evaluate.state import Known
 from trainer.evaluate.summary import worst_first
 
+from .golden import ROOT
 from .niqe_files import noise, write_niqe_params
 from .tiny_model import photo
 
@@ -135,6 +138,19 @@ def test_processes_share_the_work(work: Path, monkeypatch: pytest.MonkeyPatch) -
     assert shares == [6, 9]
     assert (work / "report.figures-1.jsonl").exists()
     assert report["rows"]["HR"]["count"] == {"musiq": 5}
+
+
+@pytest.mark.slow
+def test_real_processes_share_the_work(work: Path) -> None:
+    flags = ["--sr", str(work / "sr"), "--hr", str(work / "hr"), "--json", str(work / "two.json"), "--batch", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer.evaluate"]
+    flags += ["--backend", "own", "--device", "cpu"]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("| SR |") == 1, "one process reports"
+    evaluate(options(work, lr=None, backend="own"))
+    reports = [json.loads((work / name).read_text("utf-8")) for name in ("two.json", "report.json")]
+    assert reports[0] == reports[1]
+    assert all((work / f"two.figures-{rank}.jsonl").exists() for rank in (0, 1))
 
 
 def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -250,7 +251,7 @@ def _of_one_size(cases: Iterable[Case], size: Callable[[Case], tuple[int, ...]])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes:
-    """This process among those that `accelerate launch` started; alone without it."""
+    """This process among those that `accelerate launch` or `torchrun` started; alone without them."""
 
     rank: int = 0
     """Which one."""
@@ -266,5 +267,5 @@ class Processes:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState()
+        state = PartialState(cpu=not torch.cuda.is_available())
         return cls(rank=state.process_index, world=state.num_processes, wait=state.wait_for_everyone)

@@ -32,8 +32,9 @@ from .summary import differences, paper_rows, settings, summarize, table, worst_
 class Options:
     """Measure a folder of results. Pictures of several folders belong together by name, whatever their suffix.
 
-    What was measured before is kept beside the report and not measured again, so the same command resumes. Several
-    processes: accelerate launch --num_processes N -m trainer.evaluate …
+    What was measured before is kept beside the report and not measured again, so the same command resumes. In several
+    processes: `accelerate launch --multi_gpu --num_processes N -m trainer.evaluate …`, without GPUs
+    `torchrun --nproc-per-node N -m trainer.evaluate …`.
     """
 
     sr: Path

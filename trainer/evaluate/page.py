@@ -64,13 +64,19 @@ def _tables(report: Mapping[str, Any]) -> str:
     columns, rows = cells_of(report)
     body = "".join(
         f"<tr{' class=paper' if '(paper' in title else ''}><td>{escape(title)}</td>"
-        + "".join(f"<td>{escape(column.cell(cells))}</td>" for column in columns)
+        + "".join(f"<td>{_two_lines(column.cell(cells))}</td>" for column in columns)
         + "</tr>\n"
         for title, cells in rows.items()
     )
     heads = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
-    figures = f'<div class="scroll"><table>\n<tr><th></th>{heads}</tr>\n{body}</table></div>\n'
+    figures = f'<div class="scroll"><table class="figures">\n<tr><th></th>{heads}</tr>\n{body}</table></div>\n'
     return figures + _settings(report)
+
+
+def _two_lines(cell: str) -> str:
+    """A figure, its interval below it."""
+    value, bracket, interval = cell.partition(" [")
+    return f"{escape(value)}<br><small>[{escape(interval)}</small>" if bracket else escape(value)
 
 
 def _settings(report: Mapping[str, Any]) -> str:
@@ -95,7 +101,7 @@ def _figure(name: str, loaded: Loaded, report: Mapping[str, Any]) -> str:
     return (
         f"<figure>\n<figcaption><b>{escape(name)}</b>{_figures(name, report)}</figcaption>\n"
         f'<div class="stage" style="width:{width}px;aspect-ratio:{width}/{height}">\n{images}</div>\n'
-        f'<div class="controls"><label>left {_choice(titles, left)}</label>'
+        f'<div class="controls" style="max-width:{max(width, 400)}px"><label>left {_choice(titles, left)}</label>'
         f'<input type="range" min="0" max="100" step="0.1" value="50" aria-label="Where the line is">'
         f"<label>right {_choice(titles, titles.index(SR))}</label></div>\n</figure>"
     )

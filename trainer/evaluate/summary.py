@@ -155,7 +155,7 @@ def _comparable(report: Mapping[str, Any]) -> str:
 
 def _settings_table(report: Mapping[str, Any]) -> str:
     fields = ("build", "weights", "colour", "crop", "resize", "remark")
-    columns = [Column(key=field, title=field) for field in fields]
+    columns = [Column(key=field, title=field, left=True) for field in fields]
     rows = {
         BY_KEY[key].label: {field: text or ABSENT for field, text in facts.items()}
         for key, facts in report["metrics"].items()
@@ -166,7 +166,9 @@ def _settings_table(report: Mapping[str, Any]) -> str:
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """What a reader of the figures has to know besides: what is missing, what did not match, what was changed."""
     lines = [_comparable(report)] if report["paper"] else []
-    lines += [f"{name} absent: {reason}." for name, reason in report["absent"].items()]
+    for reason in dict.fromkeys(report["absent"].values()):
+        names = (name for name, why in report["absent"].items() if why == reason)
+        lines.append(f"{', '.join(names)} absent: {reason}.")
     for row, summary in report["rows"].items():
         for key, reasons in summary["missing"].items():
             lines += [f"{row}: no {key} of {_some(names)}: {why}." for why, names in reasons.items()]
