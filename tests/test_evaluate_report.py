@@ -310,11 +310,11 @@ def test_worst_first_by_any_metric() -> None:
 
 
 def test_unknown_outcomes_are_no_figures(work: Path) -> None:
-    known = Known(work / "state" / "report.json")
+    known = Known(work / "state" / "report [1].json")
     known.put("k", Outcome(None, "why"))
     known.put("l", Outcome(0.0))
     known.close()
-    read = Known(work / "state" / "report.json", rank=3)
+    read = Known(work / "state" / "report [1].json", rank=3)
     assert (read.get("k"), read.get("l"), read.get("m")) == (Outcome(None, "why"), Outcome(0.0), None)
 
 

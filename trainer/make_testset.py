@@ -29,9 +29,9 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.writing import save_picture
 
 from . import command
-from .data import Photo, load_rgb, read_photos, seeded
+from .data import load_rgb, read_photos, seeded
 from .degradation import DegradationConfig
-from .evaluate.degrade import degraded
+from .evaluate.degrade import check_names, degraded
 from .evaluate.pictures import as_picture, list_pictures, unmatched
 from .evaluate.protocols import HR_SIDE, LR_SIDE, SCALE, centre
 from .evaluate.report import show, write_json
@@ -113,7 +113,7 @@ def make_testset(options: Options) -> dict[str, Any]:
 
 def _degraded_pairs(options: Options, small: list[str]) -> Iterator[Pair]:
     photos = read_photos(options.hr)
-    _check_names(photos)
+    check_names(photos)
     for photo in photos:
         image = load_rgb(photo.path)
         if min(image.shape[1:]) < HR_SIDE:
@@ -152,13 +152,6 @@ def _real_pairs(options: Options, small: list[str]) -> Iterator[Pair]:
             continue
         top, left = ((side // SCALE - LR_SIDE) // 2 * SCALE for side in hr.shape[1:])
         yield Pair(name=name, source=path, corner=(left, top), hr=hr_part, lr=lr_part)
-
-
-def _check_names(photos: Sequence[Photo]) -> None:
-    stems = [photo.path.stem for photo in photos]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise DataError(f"Several photos are called {', '.join(twice)}; rename them, since pairs go by name.")
 
 
 def _write(out: Path, pair: Pair) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _report(options: Options, folders: Folders, work: Computation, builds: Build
     }
     return {
         "protocol": {"name": work.protocol, "means": PROTOCOLS[work.protocol]},
-        "settings": {"picture": f"{PROTOCOLS[work.protocol]}; 8 bits, RGB", **sentences},
+        "settings": {"picture": f"{PROTOCOLS[work.protocol]}; 8 bits, RGB", BICUBIC: "by PIL, on 8 bits", **sentences},
         "metrics": metrics,
         "folders": {kind: str(getattr(options, kind)) for kind in ("sr", "hr", "lr") if getattr(options, kind)},
         "contents": work.contents(),

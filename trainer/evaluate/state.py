@@ -6,6 +6,7 @@ out of use but never wrong. Every process appends to a file of its own and reads
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ class Known:
 
     def read(self) -> None:
         """Take in what all processes have written so far; a line that was cut off by an interruption is passed over."""
-        pattern = f"{self._report.stem}.figures-*.jsonl"
+        pattern = f"{glob.escape(self._report.stem)}.figures-*.jsonl"
         for path in sorted(self._report.parent.glob(pattern)):
             for line in path.read_text("utf-8", errors="replace").splitlines():
                 try:
