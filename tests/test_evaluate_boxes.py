@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def boxes_by_rule() -> tuple[dict, list[dict]]:
     """COCO annotations and results of 8 pictures: jittered boxes, doubles, strays, crowds, equal scores."""
     rng = np.random.Generator(np.random.PCG64(5))
     images = [{"id": i, "file_name": f"p{i}.jpg", "width": 200, "height": 150} for i in range(8)]
-    annotations, results = [], []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for number in range(60):
         image, category = int(rng.integers(8)), int(rng.choice(list(CATEGORIES)))
         box = [*rng.uniform(0, 100, 2), *rng.uniform(10, 50, 2)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +33,9 @@ class Score(nn.Module):
         super().__init__()
         self.net = nn.Module()
         self.net.register_buffer("weight", torch.ones(3))
-        self.net.hidden = [nn.Linear(2, 2)] if name == "clipiqa" else []
-        self.name, self.batches = name, []
+        vars(self.net)["hidden"] = [nn.Linear(2, 2)] if name == "clipiqa" else []
+        self.name = name
+        self.batches: list[tuple[int, ...]] = []
 
     def forward(self, target: Tensor, reference: Tensor | None = None) -> Tensor:
         self.batches.append(tuple(target.shape))
@@ -72,7 +75,7 @@ def no_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def find(names: str = "", **changes) -> Builds:
-    given = {"backend": "auto", "originals": True, "niqe_params": None, "device": CPU, **changes}
+    given: dict[str, Any] = {"backend": "auto", "originals": True, "niqe_params": None, "device": CPU, **changes}
     return find_builds(choose_metrics(names.split()), **given)
 
 
@@ -143,7 +146,7 @@ def test_why_pyiqa_does_not_load(monkeypatch: pytest.MonkeyPatch, error: Excepti
     def refuse(name: str) -> None:
         raise error
 
-    monkeypatch.setattr(iqa.importlib, "import_module", refuse)
+    monkeypatch.setattr(importlib, "import_module", refuse)
     assert load_pyiqa.__wrapped__() == (None, reason)
 
 

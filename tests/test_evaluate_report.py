@@ -59,7 +59,8 @@ def save(picture: Image.Image, path: Path) -> None:
 
 def options(work: Path, **changes: Any) -> Options:
     places = {"sr": work / "sr", "hr": work / "hr", "lr": work / "lr", "json": work / "report.json"}
-    return Options(**{**places, **changes})
+    given: dict[str, Any] = {**places, **changes}
+    return Options(**given)
 
 
 class Counting:

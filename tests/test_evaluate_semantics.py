@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def annotate(work: Path, **changes) -> Path:
 
 def options(work: Path, **changes) -> Options:
     places = {"sr": work / "sr", "hr": work / "hr", "lr": work / "lr", "json": work / "report.json"}
-    return Options(**{**places, "tagger": work / "dape.safetensors", "resamples": 50, "device": "cpu", **changes})
+    given: dict[str, Any] = {**places, "tagger": work / "dape.safetensors", "resamples": 50, "device": "cpu", **changes}
+    return Options(**given)
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +69,19 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("detector")
     torch.manual_seed(0)
-    config = YolosConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=[64, 64],
-        patch_size=16,
-        num_detection_tokens=5,
-        id2label={0: "cat", 1: "dog"},
-        label2id={"cat": 0, "dog": 1},
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": [64, 64],
+        "patch_size": 16,
+        "num_detection_tokens": 5,
+    }
+    config = YolosConfig(**sizes, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
     YolosForObjectDetection(config).save_pretrained(folder)
-    YolosImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    edges: dict[str, Any] = {"size": {"shortest_edge": 64, "longest_edge": 96}}
+    YolosImageProcessor(**edges).save_pretrained(folder)
     return folder
 
 
@@ -154,7 +156,7 @@ def test_refusals(work: Path, detector: Path) -> None:
         options(work, detector="x", annotations=work, protocol="A")
     with pytest.raises(WeightsError, match="should be an object detector of transformers"):
         Detector.load(str(work), CPU)
-    chosen = {"tagger": None, "detector": str(detector)}
+    chosen: dict[str, Any] = {"tagger": None, "detector": str(detector)}
     sizes = [{"id": i, "file_name": f"{name}.jpg", "width": 64, "height": 50} for i, name in enumerate("ab")]
     with pytest.raises(DataError, match=r"a\.png has 64×48 pixels, its annotations are for 64×50"):
         evaluate(options(work, annotations=annotate(work, images=sizes), **chosen))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(photos: Path, out: Path, **changes) -> dict:
-    return make_testset(Options(hr=photos, out=out, **{"crops": 2, "degradation": FAST, **changes}))
+    given: dict[str, Any] = {"crops": 2, "degradation": FAST, **changes}
+    return make_testset(Options(hr=photos, out=out, **given))
 
 
 def pixels(path: Path) -> np.ndarray:
