@@ -9,6 +9,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+from trainer.evaluate import fidelity
 from trainer.evaluate.fidelity import full_luma, psnr_y, ssim_y, studio_luma
 
 
@@ -35,6 +36,13 @@ def test_equal_to_scikit_image(size: tuple[int, int], noise: float) -> None:
     )
     assert psnr_y(image, original) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=255), abs=1e-6)
     assert ssim_y(image, original) == pytest.approx(expected, abs=1e-6)
+
+
+def test_strips_do_not_change_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, image = pictures(70, 50, 0.1)
+    whole = psnr_y(image, original), ssim_y(image, original)
+    monkeypatch.setattr(fidelity, "_STRIP_PIXELS", 50 * 7)
+    assert (psnr_y(image, original), ssim_y(image, original)) == pytest.approx(whole, rel=1e-12)
 
 
 def test_lumas_of_known_colours() -> None:

@@ -13,14 +13,22 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError
+from trainer.evaluate import iqa
 from trainer.evaluate.folders import main
 from trainer.evaluate.pictures import list_pictures
 from trainer.evaluate.report import Column, markdown
 from trainer.evaluate.sheet import contact_sheet
 
+from .niqe_files import noise, write_niqe_params
 from .tiny_model import photo
 
 NAMES = ("one", "two")
+
+
+@pytest.fixture(autouse=True)
+def _no_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not it is installed here."""
+    monkeypatch.setattr(iqa, "load_pyiqa", lambda: (None, "pyiqa is not installed"))
 
 
 @pytest.fixture
@@ -60,23 +68,32 @@ def test_report_and_table(folders: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "psnr_y" not in report["rows"]["HR"]["mean"]
     assert "studio range" in report["settings"]["psnr_y"]
     table = capsys.readouterr().out
-    assert f"| SR | {sr['mean']['psnr_y']:.2f} | {sr['mean']['ssim_y']:.4f} | – |" in table
-    assert "niqe absent: no pristine model (--niqe-params)." in table
+    low, high = sr["interval"]["psnr_y"]
+    assert low <= sr["mean"]["psnr_y"] <= high
+    assert f"| SR | {sr['mean']['psnr_y']:.2f} [{low:.2f}, {high:.2f}] | {sr['mean']['ssim_y']:.4f} [" in table
+    assert "| 2 pictures, protocol B | PSNR-Y ↑ | SSIM-Y ↑ |" in table
+    assert "| PSNR-Y | trainer.evaluate " in table
+    assert "niqe absent: pyiqa is not installed; no pristine model (--niqe-params)." in table
+    assert set(report["absent"]) == {"lpips", "dists", "fid", "niqe", "maniqa", "musiq", "clipiqa"}
 
 
 def test_without_originals_only_niqe_is_left(folders: Path) -> None:
-    rng = np.random.default_rng(0)
-    big = Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8))
-    big.save(folders / "sr" / "big.png")
-    params = folders / "niqe.npz"
-    window = np.full((7, 7), 1 / 49)
-    np.savez(params, mu_pris_param=np.ones((1, 36)), cov_pris_param=np.eye(36), gaussian_window=window)
+    noise(200, 200).save(folders / "sr" / "big.png")
+    params = write_niqe_params(folders / "niqe.npz")
     assert main(arguments(folders, "--niqe-params", str(params))) == 0
     report = report_of(folders)
-    assert list(report["absent"]) == ["psnr_y", "ssim_y"]
+    assert {key for key, why in report["absent"].items() if why == "no originals (--hr)"} == {
+        "psnr_y",
+        "ssim_y",
+        "lpips",
+        "dists",
+        "fid",
+    }
     assert list(report["rows"]) == ["SR"]
     assert report["rows"]["SR"]["pictures"]["one"] == {}, "96×80 pixels are less than two blocks"
     assert report["rows"]["SR"]["count"] == {"niqe": 1}
+    assert report["rows"]["SR"]["interval"] == {}, "one figure has no interval"
+    assert report["rows"]["SR"]["missing"]["niqe"] == {"fewer than 2 blocks of 96² with any texture": list(NAMES)}
     assert report["rows"]["SR"]["mean"]["niqe"] == report["rows"]["SR"]["pictures"]["big"]["niqe"] > 0
 
 

@@ -13,6 +13,7 @@ from scipy.ndimage import convolve, gaussian_filter
 from scipy.special import gamma
 
 from seesr_core.errors import DataError
+from trainer.evaluate import niqe as module
 from trainer.evaluate.measure import read_niqe_model
 from trainer.evaluate.niqe import NiqeModel, niqe
 
@@ -122,6 +123,22 @@ def test_flat_blocks_are_passed_over_and_rounding_noise_does_not_matter(model: N
 def test_too_small_and_textureless_pictures_have_none(model: NiqeModel) -> None:
     assert niqe(torch.tensor(texture(1, 96, 191)), model) is None
     assert niqe(torch.full((192, 192), 50.0), model) is None
+
+
+def test_strips_do_not_change_the_figure_and_bound_what_is_in_memory(
+    model: NiqeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    luma = torch.tensor(texture(400, 500, 210))
+    whole = niqe(luma, model)
+    asked: list[int] = []
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        asked.append(stop - start)
+        return luma[start:stop]
+
+    monkeypatch.setattr(module, "_STRIP_PIXELS", 96 * 192)
+    assert module.niqe_of_rows(rows, luma.shape, model) == pytest.approx(whole, rel=1e-12)
+    assert max(asked) == 96 + 2 * 22, "one row of blocks, 3 rows of the window at half size, 16 of the margin"
 
 
 def test_parameters_from_a_file(tmp_path: Path, model: NiqeModel) -> None:

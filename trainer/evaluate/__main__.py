@@ -2,7 +2,11 @@
 
 import sys
 
-from .folders import main
-
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["semantics"]:
+        from .semantics import main as semantics
+
+        sys.exit(semantics(sys.argv[2:]))
+    from .folders import main
+
     sys.exit(main())

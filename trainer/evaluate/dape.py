@@ -104,9 +104,13 @@ def robustness(
     """Tagger and DAPE on degraded photos, against the tagger's own words on the clean ones."""
     size = tagger.config.swin.image_size
     clean = [load_rgb(photo.path) for photo in photos]
-    truth = run_tagger(tagger, [_input(image, size) for image in clean])
+    truth = run_tagger(tagger, [tagger_input(image, size) for image in clean])
     names = [photo.path.name for photo in photos]
-    lr = [_input(image, size) for repeat in range(options.repeats) for image in _degrade(clean, names, repeat, options)]
+    lr = [
+        tagger_input(image, size)
+        for repeat in range(options.repeats)
+        for image in _degrade(clean, names, repeat, options)
+    ]
     weights = resamples(len(photos), options.resamples, seeded(options.seed, _STREAM)).repeat(1, options.repeats)
     believed = truth.logits_BN.sigmoid() > vocabulary.thresholds
     telling = believed.any(0) & ~believed.all(0)
@@ -114,7 +118,7 @@ def robustness(
         raise DataError("The tagger says the same of all clean photos, so there is nothing to rank; give more photos.")
     rows = {"tagger": run_tagger(tagger, lr), "DAPE": run_tagger(dape, lr)}
     positive = believed.repeat(options.repeats, 1)
-    precision = _precision({name: row.logits_BN for name, row in rows.items()}, positive, telling, weights)
+    precision = precision_rows({name: row.logits_BN for name, row in rows.items()}, positive, telling, weights)
     target = truth.tokens_BLD.repeat(options.repeats, 1, 1)
     errors = {name: F.mse_loss(row.tokens_BLD, target).item() for name, row in rows.items()}
     return {
@@ -133,7 +137,7 @@ def _degrade(clean: Sequence[Tensor], names: Sequence[str], repeat: int, options
     ]
 
 
-def _input(image_3HW: Tensor, size: int) -> Tensor:
+def tagger_input(image_3HW: Tensor, size: int) -> Tensor:
     """The tagger's input (1, 3, size, size) of a uint8 picture, as in use."""
     return prepare(image_3HW[None].float() / 255.0, size)
 
@@ -145,19 +149,21 @@ def run_tagger(tagger: DAPE, inputs: Sequence[Tensor], *, batch: int = 16) -> DA
     return DAPEOutput(tokens, logits)
 
 
-def _precision(
+def precision_rows(
     scores: dict[str, Tensor], positive_NT: Tensor, telling_T: Tensor, weights_RN: Tensor
 ) -> dict[str, dict[str, Any]]:
-    """Mean average precision of two rivals and their paired difference, in percent; over tags only the telling ones."""
-    rows: dict[str, dict[str, Any]] = {name: {} for name in (*scores, "difference")}
+    """Mean average precision in percent, over tags only of the telling ones; of two rivals also second − first."""
+    rivals = tuple(scores) if len(scores) == 2 else None
+    rows: dict[str, dict[str, Any]] = {name: {} for name in (*scores, *(["difference"] if rivals else []))}
     every_T = torch.ones_like(telling_T)
     for key, figure, kept_T in (("map_tags", map_over_tags, telling_T), ("map_photos", map_over_photos, every_T)):
         positive = positive_NT[:, kept_T]
         values = {name: 100 * figure(score[:, kept_T], positive) for name, score in scores.items()}
         spread = {name: 100 * figure(score[:, kept_T], positive, weights_RN) for name, score in scores.items()}
-        first, second = scores
-        values["difference"] = values[second] - values[first]
-        spread["difference"] = spread[second] - spread[first]
+        if rivals:
+            first, second = rivals
+            values["difference"] = values[second] - values[first]
+            spread["difference"] = spread[second] - spread[first]
         for name, row in rows.items():
             row[key] = Estimate.of(values[name], spread[name])._asdict()
     return rows
@@ -178,7 +184,7 @@ def labels(tagger: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], option
     telling = positive.sum(0) >= min(options.min_photos, len(shown))
     if not telling.any():
         return {"absent": f"no word is on {options.min_photos} of {len(shown)} photos"}
-    rows = _precision({"tag frequency": frequency, "tagger": predict(tagger, shown)}, positive, telling, weights)
+    rows = precision_rows({"tag frequency": frequency, "tagger": predict(tagger, shown)}, positive, telling, weights)
     return {
         "photos": len(shown),
         "tags": int(telling.sum()),
@@ -199,13 +205,13 @@ _COLUMNS = (
 def table(report: dict[str, Any]) -> str:
     """Both tables as Markdown."""
     return (
-        _section("degraded", report["robustness"], _COLUMNS)
+        section("degraded", report["robustness"], _COLUMNS)
         + "\n"
-        + _section("human words", report["labels"], _COLUMNS[:2])
+        + section("human words", report["labels"], _COLUMNS[:2])
     )
 
 
-def _section(title: str, part: dict[str, Any], columns: Sequence[Column]) -> str:
+def section(title: str, part: dict[str, Any], columns: Sequence[Column]) -> str:
     if "absent" in part:
         return f"{title}: absent, {part['absent']}\n"
     rows = {name: {key: _text(value) for key, value in row.items()} for name, row in part["rows"].items()}

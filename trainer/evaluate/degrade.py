@@ -83,7 +83,7 @@ def make_pairs(options: Options) -> dict[str, Any]:
         DataError: no photo is large enough, two photos have one name, or one cannot be read.
     """
     photos = spread(read_photos(options.photos), options.limit)
-    _check_names(photos)
+    check_names(photos)
     done: list[str] = []
     small: list[str] = []
     for photo in photos:
@@ -99,7 +99,12 @@ def make_pairs(options: Options) -> dict[str, Any]:
     return report
 
 
-def _check_names(photos: Sequence[Photo]) -> None:
+def check_names(photos: Sequence[Photo]) -> None:
+    """Refuse a list in which two photos would get the same pair.
+
+    Raises:
+        DataError: two have one name without suffix.
+    """
     stems = [photo.path.stem for photo in photos]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:

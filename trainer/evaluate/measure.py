@@ -13,8 +13,8 @@ from torch import Tensor
 
 from seesr_core.errors import DataError
 
-from .fidelity import IDENTICAL_DB, full_luma, psnr_y, ssim_y
-from .niqe import BLOCK, FEATURES, NiqeModel, niqe
+from .fidelity import IDENTICAL_DB, full_luma_rows, psnr_y, ssim_y
+from .niqe import BLOCK, FEATURES, NiqeModel, niqe_of_rows
 
 Figures = dict[str, float]
 """Figures by name; one that could not be computed is not in it."""
@@ -53,7 +53,7 @@ class Measure:
             found["psnr_y"] = psnr_y(image_3HW, original_3HW)
             found["ssim_y"] = ssim_y(image_3HW, original_3HW)
         if self.niqe_model is not None:
-            found["niqe"] = niqe(full_luma(image_3HW), self.niqe_model)
+            found["niqe"] = niqe_of_rows(full_luma_rows(image_3HW), image_3HW.shape[1:], self.niqe_model)
         return {name: value for name, value in found.items() if value is not None}
 
 

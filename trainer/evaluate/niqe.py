@@ -7,6 +7,7 @@ Shape letters: N blocks, P pixels of a block. Computed in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +21,7 @@ MIN_BLOCKS = 2
 _SCALES = (1, 2)
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _RESIZE_MARGIN = 8
+_STRIP_PIXELS = 1 << 20
 _ROUNDING_NOISE = 1e-9
 
 
@@ -35,17 +37,31 @@ class NiqeModel:
     """(7, 7) float64, sum 1: the weights of the local mean and deviation."""
 
 
+Rows = Callable[[int, int], Tensor]
+"""Gives rows [start, stop) of a luma in levels 0 … 255, as wide as the picture."""
+
+
 def niqe(luma_HW: Tensor, model: NiqeModel) -> float | None:
     """NIQE of a luma in levels 0 … 255, rounded to whole levels first.
 
     The picture is cut to whole blocks of 96² from its top left corner. None where fewer than two blocks with any
     texture remain: their covariance does not exist.
     """
-    height, width = (side // BLOCK * BLOCK for side in luma_HW.shape)
+    return niqe_of_rows(lambda start, stop: luma_HW[start:stop], luma_HW.shape, model)
+
+
+def niqe_of_rows(rows: Rows, shape: Sequence[int], model: NiqeModel) -> float | None:
+    """`niqe` of a picture of `shape` (H, W) that is asked for strip by strip, so that memory does not grow with it."""
+    height, width = (side // BLOCK * BLOCK for side in shape)
     if height * width < MIN_BLOCKS * BLOCK**2:
         return None
-    luma = luma_HW[:height, :width].double().round()
-    features = torch.cat([_features(_at_scale(luma, scale), model.window, BLOCK // scale) for scale in _SCALES], dim=1)
+
+    def luma(start: int, stop: int) -> Tensor:
+        return rows(start, stop)[:, :width].double().round()
+
+    step = max(_STRIP_PIXELS // (BLOCK * width), 1) * BLOCK
+    tops = range(0, height, step)
+    features = torch.cat([_strip(luma, height, top, min(top + step, height), model.window) for top in tops])
     complete = features[~features.isnan().any(1)]
     if len(complete) < MIN_BLOCKS:
         return None
@@ -54,26 +70,43 @@ def niqe(luma_HW: Tensor, model: NiqeModel) -> float | None:
     return float((difference @ spread @ difference).sqrt())
 
 
-def _at_scale(luma_HW: Tensor, scale: int) -> Tensor:
-    """The luma shrunk by `scale` as the authors' environment does: antialiased bicubic over mirrored borders."""
+def _strip(luma: Rows, height: int, top: int, bottom: int, window: Tensor) -> Tensor:
+    """The 36 parameters of the blocks in rows [top, bottom), (N, 36)."""
+    reach = window.shape[0] // 2
+    scales = []
+    for scale in _SCALES:
+        inner = range(top // scale, bottom // scale)
+        first, last = max(inner.start - reach, 0), min(inner.stop + reach, height // scale)
+        normalized = _normalized(_at_scale(luma, height, first, last, scale), window)
+        scales.append(_features(normalized[inner.start - first : inner.stop - first], BLOCK // scale))
+    return torch.cat(scales, dim=1)
+
+
+def _at_scale(luma: Rows, height: int, first: int, last: int, scale: int) -> Tensor:
+    """Rows [first, last) of the luma shrunk by `scale` as the authors' environment does: antialiased bicubic over
+    mirrored borders."""
     if scale == 1:
-        return luma_HW
+        return luma(first, last)
     margin = _RESIZE_MARGIN * scale
-    shrunk = F.interpolate(
-        _mirrored(luma_HW, margin)[None, None], scale_factor=1 / scale, mode="bicubic", antialias=True
-    )
+    tall = _mirrored_rows(luma, height, first * scale - margin, last * scale + margin)
+    wide = torch.cat([tall[:, :margin].flip(1), tall, tall[:, -margin:].flip(1)], dim=1)
+    shrunk = F.interpolate(wide[None, None], scale_factor=1 / scale, mode="bicubic", antialias=True)
     return shrunk[0, 0, _RESIZE_MARGIN:-_RESIZE_MARGIN, _RESIZE_MARGIN:-_RESIZE_MARGIN]
 
 
-def _mirrored(x_HW: Tensor, margin: int) -> Tensor:
-    """Borders that repeat the edge pixel first, which torch's "reflect" leaves out."""
-    x = torch.cat([x_HW[:margin].flip(0), x_HW, x_HW[-margin:].flip(0)])
-    return torch.cat([x[:, :margin].flip(1), x, x[:, -margin:].flip(1)], dim=1)
+def _mirrored_rows(luma: Rows, height: int, start: int, stop: int) -> Tensor:
+    """Rows [start, stop); beyond the picture they repeat it backwards, edge first (torch's "reflect" leaves it out)."""
+    parts = [luma(max(start, 0), min(stop, height))]
+    if start < 0:
+        parts.insert(0, luma(0, -start).flip(0))
+    if stop > height:
+        parts.append(luma(2 * height - stop, height).flip(0))
+    return torch.cat(parts)
 
 
-def _features(luma_HW: Tensor, window: Tensor, side: int) -> Tensor:
+def _features(normalized_HW: Tensor, side: int) -> Tensor:
     """The 18 parameters of every block, (N, 18)."""
-    blocks = _normalized(luma_HW, window).unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
+    blocks = normalized_HW.unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
     columns = list(_own_shape(blocks.flatten(1)))
     for shift in _SHIFTS:
         columns += _product_shape((blocks * blocks.roll(shift, dims=(1, 2))).flatten(1))
@@ -116,11 +149,17 @@ def _fit(x_NP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     balance = left / right
     ratio = x_NP.abs().mean(1).square() / x_NP.square().mean(1)
     ratio = ratio * (balance**3 + 1) * (balance + 1) / (balance**2 + 1).square()
-    shapes, ratios = _shape_table()
-    distance = (ratios - ratio[:, None]).square()
-    shape = torch.where(ratio.isnan(), shapes[0], shapes[distance.argmin(1)])
+    shape = _nearest_shape(ratio)
     spread = torch.exp(0.5 * (torch.lgamma(1 / shape) - torch.lgamma(3 / shape)))
     return shape, left * spread, right * spread
+
+
+def _nearest_shape(ratio_N: Tensor) -> Tensor:
+    """The shape whose ratio is nearest; the ratios grow with the shape, so two neighbours are all that can be."""
+    shapes, ratios = _shape_table()
+    above = torch.searchsorted(ratios, ratio_N.nan_to_num()).clamp(1, len(ratios) - 1)
+    lower_is_nearer = (ratio_N - ratios[above - 1]) <= (ratios[above] - ratio_N)
+    return torch.where(ratio_N.isnan(), shapes[0], torch.where(lower_is_nearer, shapes[above - 1], shapes[above]))
 
 
 def _one_sided_deviation(x_NP: Tensor, side_NP: Tensor) -> Tensor:

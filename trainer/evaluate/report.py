@@ -24,6 +24,8 @@ class Column:
     """Its heading."""
     digits: int = 2
     """Digits after the point."""
+    left: bool = False
+    """Text, to be aligned on the left."""
 
     def cell(self, figures: Mapping[str, Any]) -> str:
         """The figure as text; a dash where it is absent, since 0 would be a lie."""
@@ -42,7 +44,7 @@ QUALITY = (
 
 def markdown(corner: str, rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """A Markdown table with the row names under `corner`, ending in a newline."""
-    lines = [[corner, *(column.title for column in columns)], ["---", *("---:" for _ in columns)]]
+    lines = [[corner, *(column.title for column in columns)], ["---", *("---" if c.left else "---:" for c in columns)]]
     lines += [[name, *(column.cell(figures) for column in columns)] for name, figures in rows.items()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -1,0 +1,163 @@
+"""Whose code computes a metric, what is said where nobody's can, and pyiqa where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seesr_core.errors import SettingsError
+from trainer.evaluate import iqa
+from trainer.evaluate.builds import Builds, find_builds
+from trainer.evaluate.fidelity import psnr_y, ssim_y
+from trainer.evaluate.iqa import PyiqaBuild, load_pyiqa, pyiqa_build
+from trainer.evaluate.metrics import BY_KEY, METRICS, choose_metrics
+
+from .niqe_files import write_niqe_params
+from .test_evaluate_fidelity import pictures
+
+CPU = torch.device("cpu")
+
+
+class Score(nn.Module):
+    """Stands for a metric of pyiqa's: the mean level, for one size a batch."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.net = nn.Module()
+        self.net.register_buffer("weight", torch.ones(3))
+        vars(self.net)["hidden"] = [nn.Linear(2, 2)] if name == "clipiqa" else []
+        self.name = name
+        self.batches: list[tuple[int, ...]] = []
+
+    def forward(self, target: Tensor, reference: Tensor | None = None) -> Tensor:
+        self.batches.append(tuple(target.shape))
+        sys.stdout.write("what pyiqa writes\n")
+        if float(target.max()) == 1.0:
+            raise RuntimeError("a white picture\nis too much")
+        score = target.mean((1, 2, 3))
+        return score / score if self.name == "musiq" else score[:, None]
+
+
+@pytest.fixture
+def pyiqa(monkeypatch: pytest.MonkeyPatch) -> dict[str, Score]:
+    """A pyiqa that has all weights but those of DISTS."""
+    made: dict[str, Score] = {}
+
+    def create_metric(name: str, device: torch.device, **options: object) -> Score:
+        if name == "dists":
+            raise OSError("no such host\nnor route")
+        made[name] = Score(name)
+        return made[name]
+
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create_metric))
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3" if name == "pyiqa" else real(name))
+    monkeypatch.setattr(iqa, "load_pyiqa", load_pyiqa.__wrapped__)
+    return made
+
+
+@pytest.fixture
+def niqe_params(tmp_path: Path) -> Path:
+    return write_niqe_params(tmp_path / "niqe.npz")
+
+
+@pytest.fixture
+def no_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iqa, "load_pyiqa", lambda: (None, "pyiqa is not installed"))
+
+
+def find(names: str = "", **changes) -> Builds:
+    given: dict[str, Any] = {"backend": "auto", "originals": True, "niqe_params": None, "device": CPU, **changes}
+    return find_builds(choose_metrics(names.split()), **given)
+
+
+def test_names_are_checked_and_kept_in_the_order_of_the_table() -> None:
+    assert [metric.key for metric in choose_metrics(("niqe", "psnr_y"))] == ["psnr_y", "niqe"]
+    assert choose_metrics(()) == METRICS
+    with pytest.raises(SettingsError, match=r"Unknown metrics psnr: choose some of psnr_y, ssim_y"):
+        choose_metrics(("psnr",))
+
+
+@pytest.mark.usefixtures("no_pyiqa")
+def test_without_pyiqa_the_projects_own_code_computes_what_it_can(niqe_params: Path) -> None:
+    builds = find(niqe_params=niqe_params)
+    assert list(builds.pictures) == ["psnr_y", "ssim_y", "niqe"]
+    assert builds.pictures["niqe"].facts.weights != "none"
+    assert all(build.facts.build.startswith("trainer.evaluate ") for build in builds.pictures.values())
+    assert set(builds.absent) == {"lpips", "dists", "fid", "maniqa", "musiq", "clipiqa"}
+    assert builds.absent["lpips"] == "pyiqa is not installed; the project has no build of its own"
+    assert find("niqe").absent["niqe"] == "pyiqa is not installed; no pristine model (--niqe-params)"
+    assert find("psnr_y", backend="pyiqa").absent == {"psnr_y": "pyiqa is not installed"}
+    assert find("fid niqe", originals=False, niqe_params=niqe_params).absent == {"fid": "no originals (--hr)"}
+
+
+def test_pyiqa_is_preferred_and_its_missing_weights_are_told(pyiqa: dict[str, Score], niqe_params: Path) -> None:
+    builds = find(niqe_params=niqe_params)
+    assert builds.absent == {
+        "dists": "pyiqa cannot make dists (OSError: no such host); the project has no build of its own"
+    }
+    assert list(builds.sets) == ["fid"]
+    assert builds.pictures["psnr_y"].facts.build == "pyiqa 1.2.3 psnr"
+    assert builds.pictures["maniqa"].facts.build == "pyiqa 1.2.3 maniqa-pipal"
+    assert builds.pictures["niqe"].facts.build.startswith("trainer.evaluate"), "its model was given"
+    assert find("niqe").pictures["niqe"].facts.build == "pyiqa 1.2.3 niqe"
+    assert find("ssim_y", backend="own").pictures["ssim_y"].facts.build.startswith("trainer.evaluate")
+    weights = {key: build.facts.weights for key, build in builds.pictures.items()}
+    assert len(weights["lpips"]) == 16
+    assert weights["clipiqa"] != weights["lpips"], "weights that are kept out of the state count, too"
+
+
+def test_pyiqa_measures_batches_and_single_pictures_where_that_fails(
+    pyiqa: dict[str, Score], capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = find("lpips musiq").pictures["lpips"]
+    grey, white = (torch.full((3, 8, 8), level, dtype=torch.uint8) for level in (51, 255))
+    assert [outcome.value for outcome in build.measure([grey, grey], [grey, grey])] == pytest.approx([0.2, 0.2])
+    assert pyiqa["lpips"].batches == [(2, 3, 8, 8)]
+    mixed = build.measure([grey, white], [grey, white])
+    assert mixed[0].value == pytest.approx(0.2)
+    assert mixed[1] == (None, "RuntimeError: a white picture")
+    black = find("musiq").pictures["musiq"].measure([torch.zeros(3, 8, 8, dtype=torch.uint8)], [])
+    assert black[0].value is None
+    assert "not a finite number" in black[0].why
+    assert capsys.readouterr().out == "", "standard output is for tables"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModuleNotFoundError("No module named 'pyiqa'", name="pyiqa"), "pyiqa is not installed"),
+        (ModuleNotFoundError("No module named 'timm'", name="timm"), "pyiqa lacks timm"),
+        (
+            RuntimeError("operator nms does not exist"),
+            "pyiqa does not load (RuntimeError: operator nms does not exist)",
+        ),
+    ],
+)
+def test_why_pyiqa_does_not_load(monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str) -> None:
+    def refuse(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    assert load_pyiqa.__wrapped__() == (None, reason)
+
+
+def test_the_real_pyiqa_agrees_with_our_figures() -> None:
+    if load_pyiqa()[0] is None:
+        pytest.skip(load_pyiqa()[1])
+    original, image = pictures(64, 80, 0.05)
+    found = {}
+    for key in ("psnr_y", "ssim_y"):
+        build = pyiqa_build(BY_KEY[key], CPU)
+        assert isinstance(build, PyiqaBuild)
+        found[key] = build.measure([image], [original])[0].value
+    assert found["psnr_y"] == pytest.approx(psnr_y(image, original), abs=1e-3)
+    assert found["ssim_y"] == pytest.approx(ssim_y(image, original), abs=1e-3), "it rounds Y to whole levels"

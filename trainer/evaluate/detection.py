@@ -1,0 +1,130 @@
+"""A detector's boxes on results, measured against COCO annotations: what a person could no longer point at is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from seesr_core.errors import DataError, WeightsError
+
+from .boxes import Annotations, Found, average_precision, read_annotations, summary
+from .compute import BICUBIC, HR, SR, Case
+from .pictures import as_picture
+
+Detect = Callable[[Image.Image], dict[str, Found]]
+"""Detections of a picture by the name of their category, in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """A transformers model with its processor."""
+
+    model: Any
+    """An object detection model in evaluation mode."""
+    processor: Any
+    """Its image processor."""
+
+    @classmethod
+    def load(cls, name: str, device: torch.device) -> Detector:
+        """A detector by the hub's name or from a folder.
+
+        Raises:
+            WeightsError: it cannot be had, or is no object detector.
+        """
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+        try:
+            model = AutoModelForObjectDetection.from_pretrained(name)
+            processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise WeightsError(f"{name} should be an object detector of transformers ({reason}).") from error
+        return cls(model.eval().to(device), processor)
+
+    @property
+    def categories(self) -> set[str]:
+        """Names of what it can find, in lower case."""
+        return {label.lower() for label in self.model.config.id2label.values()}
+
+    @torch.no_grad()
+    def __call__(self, picture: Image.Image) -> dict[str, Found]:
+        """Every box with a score above 0."""
+        inputs = self.processor(images=picture, return_tensors="pt").to(self.model.device)
+        sizes = [(picture.height, picture.width)]
+        result = self.processor.post_process_object_detection(self.model(**inputs), threshold=0.0, target_sizes=sizes)[
+            0
+        ]
+        boxes, scores, labels = (result[key].double().cpu().numpy() for key in ("boxes", "scores", "labels"))
+        names = self.model.config.id2label
+        return {
+            names[int(label)].lower(): Found(boxes[labels == label], scores[labels == label])
+            for label in np.unique(labels)
+        }
+
+
+def detection(cases: Sequence[Case], annotations_path: Path, name: str, device: torch.device) -> dict[str, Any]:
+    """AP of the detector on every row, in percent.
+
+    Raises:
+        SeeSRError: detector, annotations or pictures cannot be used or do not belong together.
+    """
+    detector, annotations = Detector.load(name, device), read_annotations(annotations_path)
+    shared = {key: label for key, label in annotations.categories.items() if label.lower() in detector.categories}
+    if not shared:
+        raise DataError(
+            f"{name} knows none of the categories of {annotations_path} by name "
+            f"({', '.join(list(annotations.categories.values())[:5])} …); give a detector trained on them."
+        )
+    annotated = [case for case in cases if case.name in annotations.sizes]
+    if not annotated:
+        raise DataError(f"{annotations_path} names none of the pictures, such as {cases[0].name}.")
+    found = _detect(annotated, detector, annotations)
+    return {
+        "detector": name,
+        "photos": len(annotated),
+        "categories": len(shared),
+        "unknown_categories": sorted(set(annotations.categories.values()) - set(shared.values())),
+        "not_annotated": [case.name for case in cases if case.name not in annotations.sizes],
+        "settings": "COCO: IoU 0.50 … 0.95 in steps of 0.05, 101 recalls, 100 boxes a category and picture, all sizes",
+        "rows": {row: _score(pictures, shared, annotations) for row, pictures in found.items()},
+    }
+
+
+def _detect(
+    cases: Sequence[Case], detector: Detect, annotations: Annotations
+) -> dict[str, dict[str, dict[str, Found]]]:
+    """Detections by row, picture and category."""
+    found: dict[str, dict[str, dict[str, Found]]] = {row: {} for row in (BICUBIC, SR, HR) if row in cases[0].rows}
+    for case in cases:
+        pictures = case.load("B").pictures
+        size = (pictures[SR].shape[2], pictures[SR].shape[1])
+        if size != annotations.sizes[case.name]:
+            width, height = annotations.sizes[case.name]
+            raise DataError(
+                f"{case.sr} has {size[0]}×{size[1]} pixels, its annotations are for {width}×{height}; "
+                "upscale to the annotated size."
+            )
+        for row, pixels in pictures.items():
+            found[row][case.name] = detector(as_picture(pixels))
+    return found
+
+
+def _score(
+    pictures: dict[str, dict[str, Found]], categories: dict[int, str], annotations: Annotations
+) -> dict[str, Any]:
+    nothing = Found(np.zeros((0, 4)), np.zeros(0))
+    return summary(
+        {
+            key: average_precision(
+                [annotations.truths.get((name, key)) for name in pictures],
+                [found.get(label.lower(), nothing) for found in pictures.values()],
+            )
+            for key, label in categories.items()
+        }
+    )
