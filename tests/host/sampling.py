@@ -89,3 +89,25 @@ def function_model(function: Callable[[Tensor, dict[str, Any]], Tensor], model: 
     model = (model or nano_model()).clone()
     model.set_model_unet_function_wrapper(lambda _, call: function(call["input"], call["c"]))
     return model
+
+
+def noise(seed: int = 3) -> Any:
+    """NOISE, a seed for each image."""
+    return plugin("nodes.host.noise").ImageNoise(seed=seed)
+
+
+def tokens(*values: float) -> Tensor:
+    """Text states (B, 77, D) that are one number per image."""
+    return torch.tensor(values)[:, None, None].expand(-1, 77, 192).contiguous()
+
+
+def local(x: Tensor, c: dict[str, Any]) -> Tensor:
+    """Looks at single cells only, so that tiles cannot change anything."""
+    out = 0.5 * x + c["c_crossattn"].mean(dim=(1, 2))[:, None, None, None]
+    if "field" in c:
+        out = out + c["field"]
+    for residual in (c.get("control") or {}).get("output", []):
+        out = out + residual
+    for features in (c.get("control") or {}).get("input", []):
+        out = out + features
+    return out

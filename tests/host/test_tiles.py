@@ -1,4 +1,4 @@
-"""Tiles around a host model: conditionings, ControlNets, memory, interruption; the networks are simple functions."""
+"""Tiles around a host model: conditionings, ControlNets, interruption; the networks are simple functions."""
 
 from __future__ import annotations
 
@@ -11,31 +11,22 @@ from torch.nn.functional import avg_pool2d
 
 from .locate import plugin
 from .nets import nano_model
-from .sampling import ddpm, function_model, latents, outputs, prompts, sample_stock, sample_tiled, sigmas
+from .sampling import (
+    ddpm,
+    function_model,
+    latents,
+    local,
+    noise,
+    outputs,
+    prompts,
+    sample_stock,
+    sample_tiled,
+    sigmas,
+    tokens,
+)
 
 HEIGHT, WIDTH = 13, 21
 TILES = {"tile_size": 64, "overlap": 24, "sampler": None}
-
-
-def noise(seed: int = 3) -> Any:
-    return plugin("nodes.host.noise").ImageNoise(seed=seed)
-
-
-def tokens(*values: float) -> Tensor:
-    """Text states (B, 77, D) that are one number per image."""
-    return torch.tensor(values)[:, None, None].expand(-1, 77, 192).contiguous()
-
-
-def local(x: Tensor, c: dict[str, Any]) -> Tensor:
-    """Looks at single cells only, so that tiles cannot change anything."""
-    out = 0.5 * x + c["c_crossattn"].mean(dim=(1, 2))[:, None, None, None]
-    if "field" in c:
-        out = out + c["field"]
-    for residual in (c.get("control") or {}).get("output", []):
-        out = out + residual
-    for features in (c.get("control") or {}).get("input", []):
-        out = out + features
-    return out
 
 
 def both(positive: Any, negative: Any, *, batch: int = 2, function: Any = local, **options: Any) -> tuple[Tensor, ...]:
@@ -279,52 +270,6 @@ def test_the_patch_makes_the_hosts_sampler_the_tiled_sampler():
     assert torch.equal(sample_stock(patched, noise(), levels, latent), sample_tiled(model, noise(), levels, latent))
 
 
-def out_of_memory_above(rows: int, seen: list[int]) -> Any:
-    import comfy.model_management
-
-    def function(x: Tensor, c: dict[str, Any]) -> Tensor:
-        seen.append(len(x))
-        if len(x) > rows:
-            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory (made up)")
-        return local(x, c)
-
-    return function
-
-
-def test_fewer_tiles_go_at_once_after_memory_ran_out():
-    seen: list[int] = []
-    given = ([[tokens(1.0), {}]], [[tokens(0.3), {}]])
-    model, latent = function_model(local), latents(1, 8, 40)
-    levels = sigmas(model, steps=2)
-    options = {"sampler": ddpm("euler"), "prompts": given, "overlap": 0, "tile_batch": 5}
-    expected = sample_tiled(model, noise(), levels, latent, **options)
-    limited = sample_tiled(function_model(out_of_memory_above(2, seen)), noise(), levels, latent, **options)
-    assert torch.allclose(limited, expected, rtol=0, atol=1e-5)
-    # Two conditionings a tile: 5 tiles, 2, then 1; and 1 from the start in the second step.
-    assert seen == [10, 4] + [2] * 10
-
-
-def test_a_single_tile_without_memory_is_the_hosts_error():
-    import comfy.model_management
-
-    model = function_model(out_of_memory_above(0, []))
-    with pytest.raises(comfy.model_management.OOM_EXCEPTION, match="made up"):
-        sample_tiled(model, noise(), sigmas(model), latents(1, 8, 20))
-
-
-def test_other_errors_are_not_tried_again():
-    calls = []
-
-    def broken(x: Tensor, c: dict[str, Any]) -> Tensor:
-        calls.append(len(x))
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    model = function_model(broken)
-    with pytest.raises(RuntimeError, match="mat1"):
-        sample_tiled(model, noise(), sigmas(model), latents(1, 8, 20), tile_batch=3)
-    assert len(calls) == 1
-
-
 def test_an_interrupt_stops_within_a_tile_and_leaves_nothing_behind():
     import comfy.model_management
 
@@ -347,41 +292,6 @@ def test_an_interrupt_stops_within_a_tile_and_leaves_nothing_behind():
     again = sample_tiled(model, noise(), levels, latent, prompts=given, overlap=0)
     fresh = sample_tiled(function_model(local), noise(), levels, latent, prompts=given, overlap=0)
     assert torch.equal(again, fresh)
-
-
-def test_the_hosts_memory_estimate_is_for_tiles(monkeypatch):
-    import comfy.sampler_helpers
-
-    shapes = []
-    estimate = comfy.sampler_helpers.estimate_memory
-
-    def noting(model: Any, shape: Any, conds: Any) -> Any:
-        shapes.append(list(shape))
-        return estimate(model, shape, conds)
-
-    monkeypatch.setattr(comfy.sampler_helpers, "estimate_memory", noting)
-    model = function_model(local)
-    levels = sigmas(model, steps=1)
-    for options in ({}, {"tile_batch": 3}, {"tile_batch": 64}, {"tile_size": 512}):
-        sample_tiled(model, noise(), levels, latents(2, 8, 40), overlap=0, **options)
-    assert shapes == [[2, 4, 8, 8], [6, 4, 8, 8], [10, 4, 8, 8], [2, 4, 8, 40]]
-
-
-class Memory:
-    """A model that needs 100 bytes for every row of its input."""
-
-    def memory_required(self, shape: list[int]) -> int:
-        return 100 * shape[0]
-
-
-@pytest.mark.parametrize(("free", "expected"), [(10_000, 4), (1600, 4), (1599, 2), (799, 1), (0, 1)])
-def test_the_number_of_tiles_at_once_follows_free_memory(monkeypatch, free, expected):
-    import comfy.model_management
-
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free)
-    choose = plugin("nodes.host.tile_memory").choose_tile_batch
-    assert choose(Memory(), [2, 4, 96, 96], torch.device("cuda")) == expected
-    assert choose(Memory(), [2, 4, 96, 96], torch.device("cpu")) == 1
 
 
 @pytest.mark.parametrize(
