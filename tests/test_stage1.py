@@ -97,6 +97,23 @@ def test_a_step_sends_gradients_to_the_adapters_and_repeats_itself(photos: Path)
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_a_pool_draws_its_batches_again_as_they_were(photos: Path, tmp_path: Path) -> None:
+    degradation = replace(debug().degradation, quantize=True)
+    kept, fresh = (replace(debug(), degradation=degradation, pool=pool) for pool in (2, 0))
+    task = Stage1Task(kept, tiny_dape(), VOCABULARY, read_photos(photos), pool_folder=tmp_path)
+    first, again, other = (task._batch(step) for step in (1, 3, 2))
+    assert len(list(tmp_path.iterdir())) == 2
+    for pooled, made, later, different in zip(first, make_task(photos, fresh)._batch(1), again, other, strict=True):
+        torch.testing.assert_close(pooled, made, rtol=0, atol=1e-6)
+        assert torch.equal(pooled, later)
+        assert not torch.equal(pooled, different)
+
+
+def test_a_pool_needs_degradation_rounded_to_8_bits() -> None:
+    with pytest.raises(SettingsError, match="quantize"):
+        replace(debug(), pool=2)
+
+
 def test_dropout_is_active_in_the_student_and_not_in_the_teacher(photos: Path) -> None:
     task = make_task(photos)
     assert task.trained.training

@@ -30,10 +30,11 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.files import atomic_write
 
 from . import command
-from .data import Crops, Photo, fingerprint, read_photos, same_photos, seeded
+from .data import Crops, Photo, digest, fingerprint, read_photos, same_photos, seeded
 from .loop import flat, train
 from .losses import PromptLoss, prompt_loss
 from .pairs import make_pairs
+from .pool import Pool, PreparedPair
 from .recipes import STAGE1_RECIPES, Stage1Config
 from .samples import save_grid
 
@@ -127,7 +128,7 @@ def train_dape(
     Raises:
         DataError: too few photos, or `out` holds another run.
     """
-    task = Stage1Task(config, teacher, vocabulary, photos)
+    task = Stage1Task(config, teacher, vocabulary, photos, pool_folder=out / "pool")
     tensors = train(task, config.loop, out, identity=task.identity())
     return export(task.trained, tensors, config, vocabulary, out, source=f"{source}, {config.loop.steps} steps")
 
@@ -135,7 +136,15 @@ def train_dape(
 class Stage1Task:
     """Equation 1 on degraded crops; `trained` is the student as a peft model whose adapter alone is trained."""
 
-    def __init__(self, config: Stage1Config, teacher: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo]) -> None:
+    def __init__(
+        self,
+        config: Stage1Config,
+        teacher: DAPE,
+        vocabulary: Vocabulary,
+        photos: Sequence[Photo],
+        *,
+        pool_folder: Path | None = None,
+    ) -> None:
         self.config, self.vocabulary = config, vocabulary
         self.device = config.loop.resolve_device()
         self.size = teacher.config.swin.image_size
@@ -143,17 +152,35 @@ class Stage1Task:
         seed = config.loop.seed
         self.crops = Crops(training, size=config.crop, min_scale=config.min_scale, seed=seed)
         self.shown = Crops(shown, size=config.crop, min_scale=config.min_scale, seed=seed)
+        self.pool = Pool(config.pool, self._pool_key(), pool_folder, kind=PreparedPair)
         self.teacher = teacher.requires_grad_(False).eval().to(self.device)
         self.trained = add_lora(copy.deepcopy(self.teacher), config, seeded(seed, 5)).to(self.device).train()
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Equation 1 of one batch, its parts as figures."""
-        hr, _ = self.crops.batch(step, self.config.loop.batch_size)
-        lr, hr = self._pair(hr, step)
+        lr, hr = self._batch(step)
         with torch.no_grad():
             target = self.teacher(self._prepare(hr))
         loss = self._compare(self.trained(self._prepare(lr)), target)
         return loss.total, {"tokens": loss.tokens.item(), "logits": loss.logits.item()}
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The degraded and the clean crops of a step, from the pool if there is one."""
+        if not self.config.pool:
+            return self._pair(self.crops.batch(step, self.config.loop.batch_size)[0], step)
+        kept = self.pool.get(step, self._prepared)
+        return kept.lr.to(self.device).float().div(255), kept.hr.to(self.device).float().div(255)
+
+    def _prepared(self, number: int) -> PreparedPair:
+        lr, hr = self._pair(self.crops.batch(number, self.config.loop.batch_size)[0], number)
+        return PreparedPair(*(image.mul(255).round().to(torch.uint8).cpu() for image in (lr, hr)))
+
+    def _pool_key(self) -> str:
+        """Everything that a prepared batch depends on."""
+        settings = asdict(self.config)
+        parts = [settings[name] for name in ("crop", "min_scale", "degradation", "degradation_group")]
+        parts += [self.config.loop.seed, self.config.loop.batch_size, same_photos(self.crops.photos)]
+        return digest(repr(part).encode() for part in parts)
 
     def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Degraded crops enlarged to the size of the clean ones, and the clean ones."""

@@ -113,8 +113,8 @@ class Batch:
     """ε."""
     timesteps: Tensor
     """(B,) integers in [0, 1000)."""
-    soft_prompt: Tensor
-    """DAPE's tokens (B, L, D)."""
+    soft_prompt: Tensor | None
+    """DAPE's tokens (B, L, D); None goes without RCA."""
     prompts: list[str]
     """Tags, or the empty prompt."""
 
@@ -135,7 +135,7 @@ class Stage2Task:
         self.device = config.loop.resolve_device()
         self.networks.to(self.device)
         self.acp = alphas_cumprod().to(self.device)
-        self.pool = Pool(config.pool, self._pool_key() if config.pool else "", pool_folder)
+        self.pool = Pool(config.pool, self._pool_key() if config.pool else "", pool_folder, kind=Prepared)
         self.trained: nn.Module = nn.ModuleDict({"controlnet": networks.controlnet, "unet": networks.unet})
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
@@ -218,7 +218,7 @@ class Stage2Task:
 
     def predict(self, x: Tensor, batch: Batch, text: Tensor) -> Tensor:
         """ε̂ with ControlNet and RCA."""
-        extra = {"soft_prompt": batch.soft_prompt}
+        extra = {} if batch.soft_prompt is None else {"soft_prompt": batch.soft_prompt}
         down, mid = self.networks.controlnet(
             x, batch.timesteps, text, batch.condition, cross_attention_kwargs=extra, return_dict=False
         )

@@ -27,8 +27,10 @@ class Command:
     """Settings."""
     tag_lists: Path | None = None
     """Folder with RAM's public tag lists: a larger vocabulary for prompts, and Chinese names of tags."""
+    init: Path | None = None
+    """Model folder to go on from: its autoencoder, U-Net, text encoder, ControlNet and RCA are trained further."""
     parts: tuple[str, ...] = ()
-    """Build only these: autoencoder, tagger, dape, tags, prior, control, package."""
+    """Build only these: autoencoder, tagger, dape, tags, prior, control, decoder, package."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Command) -> None:
-    Builder(options.config, options.photos, options.out, options.tag_lists).build(options.parts)
+    Builder(options.config, options.photos, options.out, options.tag_lists, options.init).build(options.parts)
 
 
 if __name__ == "__main__":

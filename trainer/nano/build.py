@@ -24,10 +24,11 @@ from seesr_core.schedule import BETA_END, BETA_START
 from ..data import Crops, read_photos
 from ..loop import train
 from ..stage1 import train_dape
-from ..stage2 import build_networks, tag_prompts, train_control
+from ..stage2 import Networks, build_networks, tag_prompts, train_control
 from .autoencoder import AutoencoderTask, build_autoencoder
 from .autoencoder import identity as autoencoder_identity
-from .prior import PriorTask, build_prior
+from .decoder import DecoderTask, interpolated
+from .prior import PriorTask, build_prior, trainable
 from .recipe import NanoConfig
 from .tagger import TaggerTask, fit_thresholds, frequent_words, predict, split, targets
 from .text import train_tokenizer
@@ -61,10 +62,19 @@ class Builder:
         photos: folder or .jsonl list with the photos' own words.
         out: run folder; the three files of the model end up in `out/model`.
         tag_lists: folder with RAM's public tag lists; widens the text encoder's vocabulary and names tags in Chinese.
+        init: model folder whose autoencoder, U-Net, text encoder and ControlNet are the start instead of fresh ones;
+            RCA goes on from there, too, but has to learn another tagger's tokens.
     """
 
-    def __init__(self, config: NanoConfig, photos: Path, out: Path, tag_lists: Path | None = None) -> None:
-        self.config, self.out, self.tag_lists = config, out, tag_lists
+    def __init__(
+        self,
+        config: NanoConfig,
+        photos: Path,
+        out: Path,
+        tag_lists: Path | None = None,
+        init: Path | None = None,
+    ) -> None:
+        self.config, self.out, self.tag_lists, self.init = config, out, tag_lists, init
         self.source = photos
         self.photos = read_photos(photos)
         self.device = config.control.loop.resolve_device()
@@ -79,6 +89,7 @@ class Builder:
             "tags": (self.out / "tags.jsonl", self.tags),
             "prior": (self.out / "base.safetensors", self.prior),
             "control": (self.out / "control" / "seesr-control.safetensors", self.control),
+            "decoder": (self.out / "decoder.safetensors", self.decoder),
             "package": (self.out / "model" / CONTROL, self.package),
         }
 
@@ -94,7 +105,10 @@ class Builder:
             make()
 
     def autoencoder(self) -> None:
-        """Train the autoencoder."""
+        """Train the autoencoder, or take that of `init`."""
+        if self.init:
+            _save(self.parts["autoencoder"][0], read_base(self.init / BASE).vae_state)
+            return
         config = self.config.autoencoder
         crops = Crops(self.photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
         task = AutoencoderTask(config, crops)
@@ -137,10 +151,8 @@ class Builder:
     def prior(self) -> None:
         """Train U-Net and text encoder; write the base file and the ControlNet that learnt with them."""
         config = self.config.prior
-        words = [*self._ram_tags(), *(word for photo in self.photos for word in photo.tags)]
-        tokenizer = train_tokenizer(words, vocab_size=self.config.vocab_size)
-        networks = build_prior(config, self._vae(), tokenizer, self._dape())
-        crops, prompts = self._tagged_crops()
+        networks = self._prior_networks()
+        crops, prompts = self._tagged_crops(human_words=config.human_words)
         task = PriorTask(config, networks, crops, prompts, pool_folder=self.out / "pool")
         weights = train(task, config.stage2.loop, self.out / "prior", identity=task.identity())
         task.trained.load_state_dict(weights, strict=False)
@@ -154,11 +166,21 @@ class Builder:
             unet=networks.unet,
             vae=networks.vae,
             text_encoder=networks.text_encoder,
-            tokenizer=tokenizer,
+            tokenizer=networks.tokenizer,
             scheduler=SCHEDULER,
             info=about,
         )
         write_base(self.parts["prior"][0], parts, dtype=torch.float32)
+
+    def _prior_networks(self) -> Networks:
+        """Fresh networks, or those of `init`."""
+        config = self.config.prior
+        if self.init:
+            start = read_control(self.init / CONTROL)
+            return trainable(build_networks(load_base(self.init / BASE), self._dape(), config.stage2, start))
+        words = [*self._ram_tags(), *(word for photo in self.photos for word in photo.tags)]
+        tokenizer = train_tokenizer(words, vocab_size=self.config.vocab_size)
+        return build_prior(config, self._vae(), tokenizer, self._dape())
 
     def control(self) -> None:
         """Stage 2 around the frozen prior, from the ControlNet that learnt with it."""
@@ -175,6 +197,25 @@ class Builder:
             defaults=self.config.defaults,
         )
 
+    def decoder(self) -> None:
+        """Tune the autoencoder's decoder on the latents that the finished model restores."""
+        start = read_control(self.parts["control"][0])
+        networks = build_networks(load_base(self.parts["prior"][0]), self._dape(), self.config.control, start)
+        crops, prompts = self._tagged_crops()
+        task = DecoderTask(
+            self.config.decoder,
+            self.config.control,
+            networks,
+            crops,
+            prompts,
+            defaults=self.config.defaults,
+            pool_folder=self.out / "pool",
+            restored_folder=self.out / "restored",
+        )
+        weights = train(task, self.config.decoder.loop, self.out / "decoder", identity=task.identity())
+        before = load_file(self.parts["autoencoder"][0])
+        _save(self.parts["decoder"][0], interpolated(before, weights, self.config.decoder.share))
+
     def package(self) -> None:
         """Write the three files in half precision, under their names in the model folder."""
         folder = self.out / "model"
@@ -182,7 +223,7 @@ class Builder:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         base = read_base(self.parts["prior"][0])
         base.vae_config = plain_config(build_autoencoder())
-        base.vae_state = load_file(self.parts["autoencoder"][0])
+        base.vae_state = load_file(self.parts["autoencoder"][0]) | load_file(self.parts["decoder"][0])
         write_base(folder / BASE, base)
         dape, vocabulary = read_dape(self.parts["dape"][0])
         write_dape(folder / DAPE_FILE, dape, vocabulary, source="nano, stage 1")
@@ -208,9 +249,13 @@ class Builder:
     def _dape(self) -> DAPE:
         return read_dape(self.parts["dape"][0])[0]
 
-    def _tagged_crops(self) -> tuple[Crops, list[str]]:
+    def _tagged_crops(self, *, human_words: bool = False) -> tuple[Crops, list[str]]:
+        """Crops and their prompts: the plain tagger's tags, the photos' own words after them if wanted."""
         config = self.config.prior.stage2
         photos = read_photos(self.parts["tags"][0])
+        if human_words:
+            own = {photo.path.resolve(): photo.tags for photo in self.photos}
+            photos = [replace(p, tags=tuple(dict.fromkeys((*p.tags, *own[p.path])))) for p in photos]
         crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
         return crops, tag_prompts(crops.photos)
 

@@ -51,6 +51,11 @@ class PriorConfig:
     """Sizes."""
     alone: float = 0.15
     """Share of the steps that show the U-Net text alone."""
+    without_soft_prompt: float = 0.25
+    """Share of the other steps that go without the soft prompt: it says more than the words, and where it is always
+    there the words are never learnt."""
+    human_words: bool = True
+    """Whether the photos' own words follow the tagger's in the prompts. Stage 2 proper has the tagger's alone."""
 
 
 def unet_config(sizes: PriorSizes) -> dict[str, Any]:
@@ -85,7 +90,11 @@ def build_prior(config: PriorConfig, vae: nn.Module, tokenizer_files: Any, dape:
         tokenizer=tokenizer,
         scheduler={},
     )
-    networks = build_networks(base, dape, config.stage2)
+    return trainable(build_networks(base, dape, config.stage2))
+
+
+def trainable(networks: Networks) -> Networks:
+    """Let the U-Net and the text encoder learn, too."""
     networks.unet.requires_grad_(True)
     networks.text_encoder.requires_grad_(True)
     return networks
@@ -96,21 +105,25 @@ class PriorTask(Stage2Task):
 
     def __init__(self, config: PriorConfig, networks: Networks, *data: Any, pool_folder: Path | None = None) -> None:
         super().__init__(config.stage2, networks, *data, pool_folder=pool_folder)
-        self.alone = config.alone
+        self.prior = config
         self.trained = nn.ModuleDict(
             {"unet": networks.unet, "controlnet": networks.controlnet, "text_encoder": networks.text_encoder}
         )
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when the part is resumed."""
-        return {**super().identity(), "alone": self.alone}
+        own = {name: getattr(self.prior, name) for name in ("alone", "without_soft_prompt", "human_words")}
+        return {**super().identity(), **own}
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        """Eq. 2, or the plain denoising loss on text alone."""
+        """Eq. 2, with or without the soft prompt, or the plain denoising loss on text alone."""
         batch = self.batch(step)
         text = self.encode_text(batch.prompts)
-        if float(torch.rand((), generator=seeded(self.config.loop.seed, 9, step))) < self.alone:
+        alone, without = torch.rand(2, generator=seeded(self.config.loop.seed, 9, step)).tolist()
+        if alone < self.prior.alone:
             (pred,) = self.networks.unet(self.noisy(batch), batch.timesteps, text, return_dict=False)
             return noise_loss(pred, batch.noise), {}
-        pred = self.predict(self.noisy(batch), batch, text)
-        return noise_loss(pred, batch.noise), {"loss_joint": float(noise_loss(pred.detach(), batch.noise))}
+        if without < self.prior.without_soft_prompt:
+            batch.soft_prompt = None
+        loss = noise_loss(self.predict(self.noisy(batch), batch, text), batch.noise)
+        return loss, {"loss_joint": loss.item()}

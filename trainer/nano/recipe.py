@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..degradation import DegradationConfig, SharpenConfig
 from ..loop import LoopConfig
 from ..recipes import Stage1Config, Stage2Config, stage1_nano, stage2_nano
 from .autoencoder import AutoencoderConfig
+from .decoder import DecoderConfig
 from .prior import PriorConfig, PriorSizes
 from .tagger import TaggerConfig
 
@@ -28,6 +30,8 @@ class NanoConfig:
     """U-Net and text encoder, with a first ControlNet."""
     control: Stage2Config
     """Stage 2 around the frozen prior."""
+    decoder: DecoderConfig
+    """The autoencoder's decoder, tuned on what the finished model restores."""
     vocab_size: int = 2048
     """Tokens of the text encoder's vocabulary."""
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -43,12 +47,12 @@ def nano() -> NanoConfig:
 
     Reproduces: the files in `seesr_core/nano`, whose card has the steps, hours and figures.
     Expected: visibly sharper than bicubic on real photos; figures in the card.
-    Hardware: two CPU cores with AMX, 8 GB; about three hours when nothing else runs.
+    Hardware: two CPU cores with AMX, 8 GB; about five hours when nothing else runs.
     Command: python -m trainer.nano --photos photos/train.jsonl --out runs/nano
     """
     fast: dict[str, Any] = {"warmup": 50, "decay": "cosine", "precision": "bf16"}
     joint = LoopConfig(
-        steps=1200, batch_size=32, learning_rate=4e-4, ema=0.998, save_every=100, sample_every=500, **fast
+        steps=1950, batch_size=32, learning_rate=4e-4, ema=0.998, save_every=100, sample_every=500, **fast
     )
     control = stage2_nano()
     return NanoConfig(
@@ -67,7 +71,7 @@ def nano() -> NanoConfig:
         ),
         tagger=TaggerConfig(
             loop=LoopConfig(
-                steps=2200,
+                steps=1800,
                 batch_size=32,
                 learning_rate=4e-4,
                 weight_decay=0.05,
@@ -79,16 +83,23 @@ def nano() -> NanoConfig:
             )
         ),
         dape=stage1_nano(),
-        prior=PriorConfig(stage2=_like(control, joint)),
+        prior=PriorConfig(stage2=replace(control, loop=joint, null_text=0.3)),
         control=control,
+        decoder=DecoderConfig(
+            loop=LoopConfig(
+                steps=900,
+                batch_size=8,
+                learning_rate=1e-4,
+                weight_decay=0.0,
+                max_grad_norm=math.inf,
+                ema=0.99,
+                save_every=50,
+                sample_every=100,
+                **fast,
+            )
+        ),
         defaults=dict(NANO_DEFAULTS),
     )
-
-
-def _like(config: Stage2Config, loop: LoopConfig) -> Stage2Config:
-    from dataclasses import replace
-
-    return replace(config, loop=loop)
 
 
 def debug() -> NanoConfig:
@@ -122,6 +133,7 @@ def debug() -> NanoConfig:
         dape=Stage1Config(loop=LoopConfig(**loop), crop=64, min_scale=0.0, degradation=degradation, samples=1),
         prior=PriorConfig(stage2=stage2, sizes=PriorSizes(channels=(64, 64), attention=(False, True), text_width=64)),
         control=stage2,
+        decoder=DecoderConfig(loop=LoopConfig(**loop), critic_width=4),
         vocab_size=600,
         defaults=dict(NANO_DEFAULTS),
     )
