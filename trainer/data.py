@@ -113,6 +113,11 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
+def by_image(*numbers: int, images: Iterable[int]) -> list[torch.Generator]:
+    """A generator for each image, which depends on `numbers` and on the number of the image."""
+    return [seeded(*numbers, image) for image in images]
+
+
 def epoch_order(number: int, count: int, seed: int) -> int:
     """Which of `count` items is drawn as number `number`: each once an epoch, every epoch in an order of its own."""
     epoch, position = divmod(number, count)
@@ -198,7 +203,7 @@ class Crops:
         return resized[0].round_().clamp_(0, 255).to(torch.uint8)
 
     def batch(self, step: int, count: int) -> tuple[Tensor, list[int]]:
-        """The crops of one training step: uint8 (count, 3, size, size) and the photo each came from."""
+        """The crops of part `step` of the training: uint8 (count, 3, size, size) and the photo each came from."""
         numbers = range(step * count, (step + 1) * count)
         indices = [self.index(number) for number in numbers]
         crops = [self.crop(index, seeded(self.seed, 2, number)) for index, number in zip(indices, numbers, strict=True)]

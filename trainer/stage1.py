@@ -33,7 +33,7 @@ from . import command
 from .data import Crops, Photo, fingerprint, read_photos, same_photos, seeded
 from .loop import flat, train
 from .losses import PromptLoss, prompt_loss
-from .pairs import make_pairs
+from .pairs import check_groups, make_pairs
 from .recipes import STAGE1_RECIPES, Stage1Config
 from .samples import save_grid
 
@@ -137,6 +137,7 @@ class Stage1Task:
 
     def __init__(self, config: Stage1Config, teacher: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo]) -> None:
         self.config, self.vocabulary = config, vocabulary
+        check_groups(config.loop, config.degradation_group)
         self.device = config.loop.resolve_device()
         self.size = teacher.config.swin.image_size
         training, shown = hold_out(photos, config.samples)
@@ -146,9 +147,14 @@ class Stage1Task:
         self.teacher = teacher.requires_grad_(False).eval().to(self.device)
         self.trained = add_lora(copy.deepcopy(self.teacher), config, seeded(seed, 5)).to(self.device).train()
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """What is only looked through."""
+        return [self.teacher]
+
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        """Equation 1 of one batch, its parts as figures."""
-        hr, _ = self.crops.batch(step, self.config.loop.batch_size)
+        """Equation 1 of one part of a batch, its terms as figures."""
+        hr, _ = self.crops.batch(step, self.config.loop.micro_batch)
         lr, hr = self._pair(hr, step)
         with torch.no_grad():
             target = self.teacher(self._prepare(hr))
@@ -157,9 +163,11 @@ class Stage1Task:
 
     def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Degraded crops enlarged to the size of the clean ones, and the clean ones."""
-        numbers = (self.config.loop.seed, 3, step)
+        numbers, first = (self.config.loop.seed, 3), step * self.config.loop.micro_batch
         group = self.config.degradation_group
-        pair = make_pairs(hr_B3HW, self.config.degradation, numbers=numbers, group=group, device=self.device)
+        pair = make_pairs(
+            hr_B3HW, self.config.degradation, numbers=numbers, first=first, group=group, device=self.device
+        )
         return pair.lr_upsampled, pair.hr_usm
 
     def _prepare(self, image_B3HW: Tensor) -> Tensor:

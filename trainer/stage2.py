@@ -32,10 +32,10 @@ from seesr_core.schedule import alphas_cumprod
 from seesr_core.text import encode_prompts
 
 from . import command
-from .data import Crops, Photo, digest, fingerprint, read_photos, scoped_seed, seeded
+from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, scoped_seed
 from .loop import flat, train
 from .losses import noise_loss
-from .pairs import make_pairs
+from .pairs import check_groups, make_pairs
 from .pool import Pool, Prepared
 from .recipes import STAGE2_RECIPES, Stage2Config
 from .samples import save_grid
@@ -132,14 +132,20 @@ class Stage2Task:
         pool_folder: Path | None = None,
     ) -> None:
         self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
+        check_groups(config.loop, config.degradation_group)
         self.device = config.loop.resolve_device()
         self.networks.to(self.device)
         self.acp = alphas_cumprod().to(self.device)
-        self.pool = Pool(config.pool, self._pool_key() if config.pool else "", pool_folder)
+        self.pool = Pool(config.pool * config.loop.parts, self._pool_key() if config.pool else "", pool_folder)
         self.trained: nn.Module = nn.ModuleDict({"controlnet": networks.controlnet, "unet": networks.unet})
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """What is only looked through."""
+        return [self.networks.vae, self.networks.text_encoder, self.networks.dape]
+
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        """Eq. 2 of one batch."""
+        """Eq. 2 of one part of a batch."""
         batch = self.batch(step)
         with torch.no_grad():
             text = self.encode_text(batch.prompts)
@@ -149,33 +155,33 @@ class Stage2Task:
 
     @torch.no_grad()
     def batch(self, step: int) -> Batch:
-        """All inputs of a step; every random draw derives from (seed, step)."""
-        config, generator = self.config, seeded(self.config.loop.seed, 10, step)
+        """All inputs of a part of a step; every random draw derives from the seed and the number of its image."""
+        config = self.config
         prepared = self.pool.get(step, self._prepare)
-        count = len(prepared.photos)
-        u = torch.rand(count, generator=generator)
-        drop = torch.rand(count, generator=generator) < config.null_text
+        generators = by_image(config.loop.seed, 10, images=config.loop.images(step))
+        u, drop_u = (torch.cat([torch.rand(1, generator=generator) for generator in generators]) for _ in range(2))
+        drop = drop_u < config.null_text
         latents = prepared.latents.to(self.device)
         return Batch(
             target=prepared.target.to(self.device).float().div(255),
             condition=prepared.condition.to(self.device).float().div(255),
             latents=latents,
-            noise=torch.randn(latents.shape, generator=generator).to(self.device),
+            noise=torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(self.device),
             timesteps=(1000 * u.pow(config.timestep_power)).long().clamp(max=999).to(self.device),
             soft_prompt=prepared.soft_prompt.to(self.device),
             prompts=["" if d else self.tags[i] for d, i in zip(drop.tolist(), prepared.photos.tolist(), strict=True)],
         )
 
     def _prepare(self, number: int) -> Prepared:
-        config, numbers = self.config, (self.config.loop.seed, 7, number)
-        crops, photos = self.crops.batch(number, config.loop.batch_size)
-        group, device = config.degradation_group, self.device
-        pair = make_pairs(crops, config.degradation, numbers=numbers, group=group, device=device)
+        config, images = self.config, self.config.loop.images(number)
+        crops, photos = self.crops.batch(number, len(images))
+        numbers, group = (config.loop.seed, 7), config.degradation_group
+        pair = make_pairs(crops, config.degradation, numbers=numbers, first=images[0], group=group, device=self.device)
         return Prepared(
             photos=torch.tensor(photos),
             target=_to_u8(pair.hr_usm),
             condition=_to_u8(pair.lr_upsampled),
-            latents=self.encode_image(pair.hr_usm, seeded(config.loop.seed, 8, number)).cpu(),
+            latents=self.encode_image(pair.hr_usm, by_image(config.loop.seed, 8, images=images)).cpu(),
             soft_prompt=self.soft_prompt(pair.lr_upsampled).cpu(),
         )
 
@@ -183,7 +189,7 @@ class Stage2Task:
         """Everything that a prepared batch depends on."""
         config, names = self.config, ("crop", "min_scale", "degradation", "degradation_group")
         settings = {name: asdict(config)[name] for name in names}
-        loop = (config.loop.seed, config.loop.batch_size, config.loop.precision)
+        loop = ("by image", config.loop.seed, config.loop.micro_batch, config.loop.precision)
         networks = fingerprint(self.networks.vae), fingerprint(self.networks.dape)
         return digest(repr(part).encode() for part in (settings, loop, networks, self._photos()))
 
@@ -196,8 +202,11 @@ class Stage2Task:
         del settings["loop"]
         return {**flat(settings), "photos": self._photos()}
 
-    def encode_image(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """The scaled latent of an image in [0, 1]: a sample of the posterior, or a deterministic autoencoder's code."""
+    def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
+        """The scaled latent of an image in [0, 1]: a sample of the posterior, or a deterministic autoencoder's code.
+
+        `generator`: one for all images of the batch, or one for each.
+        """
         encoded = self.networks.vae.encode(image * 2 - 1)
         code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample(generator)
         return (code * self.networks.vae.config.scaling_factor).float()
