@@ -24,14 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from seesr_core.errors import SeeSRError
-from seesr_core.rca import rca_parameters
 from trainer.checkpoints import Checkpoints, State
 from trainer.data import by_image, read_photos, seeded
 from trainer.loop import LoopConfig, train
-from trainer.recipes import STAGE2_RECIPES, get_recipe
-from trainer.stage2 import Networks, train_control
+from trainer.stage2 import train_control
 
 from .golden import ROOT
+from .stage2_nets import config, small_networks
 
 TOY = LoopConfig(
     steps=60, batch_size=4, learning_rate=0.02, ema=0.9, device="cpu", log_every=1, save_every=1, sample_every=0
@@ -98,19 +97,8 @@ def equal(folder: Path) -> None:
 
 
 def _stage2(folder: Path, accumulation: int, name: str) -> None:
-    from .tiny_model import networks, tagger, tiny_models
-
-    parts = networks()
-    parts["unet"].requires_grad_(False)
-    for parameter in rca_parameters(parts["unet"]).values():
-        parameter.requires_grad_(True)
-    nets = Networks(**parts, tokenizer=tiny_models().tokenizer, dape=tagger()[0])
-    for frozen in (nets.vae, nets.text_encoder, nets.dape):
-        frozen.requires_grad_(False).eval()
-    config = get_recipe(STAGE2_RECIPES, "debug")
-    loop = replace(config.loop, steps=2, batch_size=4, accumulation=accumulation, sample_every=0, save_every=2)
-    config = replace(config, loop=loop, degradation_group=1)
-    train_control(config, nets, read_photos(folder / "photos.jsonl"), folder / name)
+    settings = config(steps=2, batch_size=4, accumulation=accumulation, sample_every=0, save_every=2)
+    train_control(settings, small_networks(), read_photos(folder / "photos.jsonl"), folder / name, base="tiny")
 
 
 def toy(folder: Path) -> None:

@@ -7,24 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from . import ranks
+from .stage2_nets import write_photos
 
 
 def losses(out: Path) -> list[tuple[float, float]]:
     """Loss and norm of the gradients at every step."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
     return [(line["loss"], line["grad_norm"]) for line in lines]
-
-
-def write_photos(folder: Path, count: int = 6) -> None:
-    lines = []
-    for index in range(count):
-        pixels = torch.randint(0, 256, (80, 72, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
-        Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
-        lines.append(json.dumps({"file": f"{index}.png", "tags": ["a", "b"][: 1 + index % 2]}))
-    (folder / "photos.jsonl").write_text("\n".join(lines), "utf-8")
 
 
 @pytest.mark.slow

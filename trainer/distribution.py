@@ -50,6 +50,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that writes; there is one for all machines."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_device() -> torch.device:
     """The accelerator of this process, or the CPU."""
     if torch.cuda.is_available():

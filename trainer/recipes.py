@@ -69,6 +69,12 @@ class Stage2Config:
     """How LR is made from HR."""
     null_text: float = 0.5
     """Probability that an image's tags are replaced by the empty prompt."""
+    trained: Literal["all", "rca-image-encoder"] = "all"
+    """What learns: ControlNet, its image encoder and RCA; or only RCA (of both networks) and the image encoder."""
+    timesteps: tuple[int, ...] = ()
+    """If given, only these are trained on; a distilled base model knows no others."""
+    validation_steps: int = 20
+    """Sampling steps of the validation."""
     timestep_power: float = 1.0
     """Timesteps are ⌊1000·u^power⌋ with uniform u: 1 is the paper's uniform choice, more favours late steps, which have
     little noise."""
@@ -85,6 +91,10 @@ class Stage2Config:
     def __post_init__(self) -> None:
         _require(self.crop > 0 and self.crop % 64 == 0, "crop must be a positive multiple of 64 pixels", self.crop)
         _require(0 <= self.null_text <= 1, "null_text must lie in [0, 1]", self.null_text)
+        _require(self.validation_steps >= 1, "validation_steps must be at least 1", self.validation_steps)
+        within = all(0 <= t < 1000 for t in self.timesteps)
+        _require(within, "timesteps must lie from 0 to 999", self.timesteps)
+        _require(self.trained in ("all", "rca-image-encoder"), "trained is 'all' or 'rca-image-encoder'", self.trained)
         _require(self.timestep_power > 0, "timestep_power must be positive", self.timestep_power)
         _require(self.degradation_group >= 1, "degradation_group must be at least 1", self.degradation_group)
         _require(self.pool >= 0, "pool must not be negative", self.pool)
@@ -194,6 +204,46 @@ def stage2_paper() -> Stage2Config:
     return Stage2Config(loop=loop, gradient_checkpointing=True)
 
 
+def stage2_finetune_24gb() -> Stage2Config:
+    """Fine-tuning of published weights on one GPU of 24 GB: RCA and the image encoder learn, the rest stays (§3.3).
+
+    Reproduces: nothing published; adapts `--init seesr.safetensors` to photos of one's own, such as scans.
+    Expected: the validation loss falls below that of step 0 within 2000 steps; not measured.
+    Hardware: one GPU of 24 GB. Planned peak of a pass of 2 images: see the table in trainer/README.md. Steps of 32
+    images are accumulated, moments kept in 8 bits, activations recomputed.
+    Command: python -m trainer.stage2 --recipe finetune-24gb --data photos.jsonl --base sd-2-base
+        --dape dape.safetensors --init seesr.safetensors --out runs/finetune
+    """
+    loop = LoopConfig(
+        steps=5000,
+        batch_size=32,
+        accumulation=16,
+        learning_rate=2e-5,
+        warmup=100,
+        optimizer="adamw-8bit",
+        precision="bf16",
+        tf32=True,
+        save_every=500,
+        sample_every=500,
+    )
+    return Stage2Config(loop=loop, trained="rca-image-encoder", gradient_checkpointing=True)
+
+
+def stage2_turbo() -> Stage2Config:
+    """SeeSR around SD-turbo: published weights go on at the four timesteps that the distilled U-Net was made for.
+
+    Reproduces: nothing published, whose turbo puts RCA trained with SD-2-base into SD-turbo as it is.
+    Expected: the validation loss at t = 250 … 999 below that of the untrained combination; not measured.
+    Hardware: one GPU of 80 GB, or several; not timed.
+    Command: python -m trainer.stage2 --recipe turbo --data photos.jsonl --base sd-turbo --dape dape.safetensors
+        --init seesr.safetensors --out runs/turbo
+    """
+    loop = LoopConfig(
+        steps=20_000, batch_size=64, accumulation=8, learning_rate=2e-5, warmup=200, precision="bf16", save_every=1000
+    )
+    return Stage2Config(loop=loop, timesteps=(249, 499, 749, 999), gradient_checkpointing=True)
+
+
 def stage2_nano() -> Stage2Config:
     """The ControlNet and RCA of the embedded small model, around its frozen prior, on two CPU cores.
 
@@ -246,6 +296,8 @@ def stage2_debug() -> Stage2Config:
 
 STAGE2_RECIPES: Mapping[str, Callable[[], Stage2Config]] = {
     "paper": stage2_paper,
+    "finetune-24gb": stage2_finetune_24gb,
+    "turbo": stage2_turbo,
     "nano": stage2_nano,
     "debug": stage2_debug,
 }

@@ -31,9 +31,11 @@ from seesr_core.files import atomic_write
 
 from . import command
 from .data import Crops, Photo, fingerprint, read_photos, same_photos, seeded
+from .distribution import is_main_process
 from .loop import flat, train
 from .losses import PromptLoss, prompt_loss
 from .pairs import check_groups, make_pairs
+from .plan import make_plan, show
 from .recipes import STAGE1_RECIPES, Stage1Config
 from .samples import save_grid
 
@@ -59,6 +61,10 @@ class Command:
     """Folder of the run."""
     config: Annotated[Stage1Config, command.SETTINGS]
     """Settings."""
+    settings: Path | None = None
+    """TOML file whose keys override the recipe's; flags override the file."""
+    dry_run: bool = False
+    """Print parameters, memory, images and hours, and stop."""
     tag_lists: Path | None = None
     """Folder with `ram_tag_list.txt`, `ram_tag_list_threshold.txt` and maybe `ram_tag_list_chinese.txt`."""
 
@@ -68,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(lambda: run(command.parse(Command, STAGE1_RECIPES, argv, prog="python -m trainer.stage1")))
 
 
-def run(options: Command) -> Path:
+def run(options: Command) -> Path | None:
     """Read what the command names and train; returns the merged file."""
     teacher, vocabulary = read_teacher(options.teacher, options.tag_lists)
     photos = read_photos(options.data)
+    if options.dry_run:
+        show(make_plan(Stage1Task(options.config, teacher, vocabulary, photos), options.config.loop))
+        return None
     source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {options.data.name}"
     return train_dape(options.config, teacher, vocabulary, photos, options.out, source=source)
 
@@ -129,6 +138,8 @@ def train_dape(
     """
     task = Stage1Task(config, teacher, vocabulary, photos)
     tensors = train(task, config.loop, out, identity=task.identity())
+    if not is_main_process():
+        return out / "dape.safetensors"
     return export(task.trained, tensors, config, vocabulary, out, source=f"{source}, {config.loop.steps} steps")
 
 
@@ -177,8 +188,11 @@ class Stage1Task:
         return prompt_loss(*output, *target, weight=self.config.logits_weight)
 
     @torch.no_grad()
-    def sample(self, folder: Path, step: int) -> None:
-        """Write the photos kept out: HR above degraded as a picture, and what each tagger sees in them as JSON."""
+    def sample(self, folder: Path, step: int) -> dict[str, float]:
+        """Write the photos kept out: HR above degraded as a picture, and what each tagger sees in them as JSON.
+
+        Returns equation 1 of these photos with and without the adapter.
+        """
         crops = [self.shown.crop(i, seeded(self.config.loop.seed, 6, i)) for i in range(len(self.shown))]
         lr, hr = self._pair(torch.stack(crops), -1)
         self.trained.eval()
@@ -190,7 +204,8 @@ class Stage1Task:
         self.trained.train()
         save_grid(folder / f"{step:07d}.png", [hr, lr])
         with atomic_write(folder / f"{step:07d}.json") as temporary:
-            temporary.write_text(json.dumps(self._report(seen), indent=1, ensure_ascii=False), "utf-8")
+            temporary.write_text(json.dumps(report := self._report(seen), indent=1, ensure_ascii=False), "utf-8")
+        return {"val_loss": report["loss_dape"], "val_loss_plain": report["loss_plain"]}
 
     def _report(self, seen: Mapping[str, DAPEOutput]) -> dict[str, Any]:
         """Equation 1 without and with the adapter, and the strongest tags of each photo."""

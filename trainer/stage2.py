@@ -33,12 +33,15 @@ from seesr_core.text import encode_prompts
 
 from . import command
 from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, scoped_seed
+from .distribution import is_main_process
 from .loop import flat, train
 from .losses import noise_loss
 from .pairs import check_groups, make_pairs
+from .plan import make_plan, show
 from .pool import Pool, Prepared
 from .recipes import STAGE2_RECIPES, Stage2Config
 from .samples import save_grid
+from .validation import Validation, read_pairs
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +92,11 @@ def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: Control
     )
     for parameter in rca_parameters(unet).values():
         parameter.requires_grad_(True)
+    if config.trained == "rca-image-encoder":
+        controlnet.requires_grad_(False)
+        controlnet.controlnet_cond_embedding.requires_grad_(True)
+        for parameter in rca_parameters(controlnet).values():
+            parameter.requires_grad_(True)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         controlnet.enable_gradient_checkpointing()
@@ -130,7 +138,9 @@ class Stage2Task:
         tags: Sequence[str],
         *,
         pool_folder: Path | None = None,
+        validation: Validation | None = None,
     ) -> None:
+        self.validation = validation
         self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
         check_groups(config.loop, config.degradation_group)
         self.device = config.loop.resolve_device()
@@ -167,10 +177,15 @@ class Stage2Task:
             condition=prepared.condition.to(self.device).float().div(255),
             latents=latents,
             noise=torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(self.device),
-            timesteps=(1000 * u.pow(config.timestep_power)).long().clamp(max=999).to(self.device),
+            timesteps=self._timesteps(u).to(self.device),
             soft_prompt=prepared.soft_prompt.to(self.device),
             prompts=["" if d else self.tags[i] for d, i in zip(drop.tolist(), prepared.photos.tolist(), strict=True)],
         )
+
+    def _timesteps(self, u: Tensor) -> Tensor:
+        """Timesteps for even draws u (B,) from [0, 1)."""
+        chosen = torch.tensor(self.config.timesteps or range(1000))
+        return chosen[(len(chosen) * u.pow(self.config.timestep_power)).long().clamp(max=len(chosen) - 1)]
 
     def _prepare(self, number: int) -> Prepared:
         config, images = self.config, self.config.loop.images(number)
@@ -242,8 +257,11 @@ class Stage2Task:
         )
         return eps
 
-    def sample(self, folder: Path, step: int) -> None:
-        """LR, one-step estimates of z₀ from t = 250 and 500, HR: what the network has learnt so far, in seconds."""
+    def sample(self, folder: Path, step: int) -> Mapping[str, float] | None:
+        """LR, one-step estimates of z₀ from t = 250 and 500, HR: what the network has learnt so far, in seconds.
+
+        Returns the figures of the validation, if there is one.
+        """
         batch = self.batch(0)
         text = self.encode_text(batch.prompts)
         rows = [batch.condition]
@@ -253,6 +271,7 @@ class Stage2Task:
             z = (x - (1 - acp).sqrt() * self.predict(x, batch, text).float()) / acp.sqrt()
             rows.append(self.decode(z))
         save_grid(folder / f"{step:06d}.png", [row[:8] for row in (*rows, batch.target)])
+        return self.validation(self, folder, step) if self.validation else None
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents -> image in [0, 1]."""
@@ -308,6 +327,14 @@ class Command:
     """Folder of the run."""
     config: Annotated[Stage2Config, command.SETTINGS]
     """Settings."""
+    settings: Path | None = None
+    """TOML file whose keys override the recipe's; flags override the file."""
+    dry_run: bool = False
+    """Print parameters, memory, images and hours, and stop."""
+    validate: Path | None = None
+    """Folder with LR and HR, pairs to judge the run by; `python -m trainer.evaluate.degrade` makes some."""
+    niqe_params: Path | None = None
+    """NIQE's published parameters (.npz), to have it among the figures."""
     init: Path | None = None
     """Start from these `seesr*.safetensors` weights instead of fresh ones."""
 
@@ -317,13 +344,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(lambda: run(command.parse(Command, STAGE2_RECIPES, argv, prog="python -m trainer.stage2")))
 
 
-def run(options: Command) -> Path:
+def run(options: Command) -> Path | None:
     """Read what the command names, train (or resume) and export; returns the exported file."""
-    photos = read_photos(options.data)
-    dape, _ = read_dape(options.dape)
+    photos, config = read_photos(options.data), options.config
+    dape, vocabulary = read_dape(options.dape)
     start = read_control(options.init) if options.init else None
-    networks = build_networks(load_base(options.base), dape, options.config, start)
-    return train_control(options.config, networks, photos, options.out, base=options.base.name, recipe=options.recipe)
+    networks = build_networks(load_base(options.base), dape, config, start)
+    if options.dry_run:
+        crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
+        show(make_plan(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
+        return None
+    about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe}
+    validation = None
+    if options.validate:
+        pairs = read_pairs(options.validate)
+        validation = Validation(pairs, vocabulary, {"steps": config.validation_steps}, options.niqe_params)
+    return train_control(config, networks, photos, options.out, validation=validation, **about)
 
 
 def train_control(
@@ -333,15 +369,21 @@ def train_control(
     out: Path,
     *,
     pool_folder: Path | None = None,
+    validation: Validation | None = None,
     **about: Any,
 ) -> Path:
-    """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata."""
+    """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata.
+
+    Every process trains, the main one writes.
+    """
     crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
-    task = Stage2Task(config, networks, crops, tag_prompts(crops.photos), pool_folder=pool_folder or out / "pool")
+    tags, folder = tag_prompts(crops.photos), pool_folder or out / "pool"
+    task = Stage2Task(config, networks, crops, tags, pool_folder=folder, validation=validation)
     weights = train(task, config.loop, out, identity=task.identity())
     path = out / "seesr-control.safetensors"
-    export(task, weights, path, **about)
-    log.info("wrote %s", path)
+    if is_main_process():
+        export(task, weights, path, **about)
+        log.info("wrote %s", path)
     return path
 
 

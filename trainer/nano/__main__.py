@@ -25,6 +25,8 @@ class Command:
     """Folder of the run; the model ends up in its folder `model`."""
     config: Annotated[NanoConfig, command.SETTINGS]
     """Settings."""
+    settings: Path | None = None
+    """TOML file whose keys override the recipe's; flags override the file."""
     tag_lists: Path | None = None
     """Folder with RAM's public tag lists: a larger vocabulary for prompts, and Chinese names of tags."""
     parts: tuple[str, ...] = ()
