@@ -331,6 +331,7 @@ _MAY_CHANGE = {
     "save_every",
     "timeout",
     "wandb",
+    "workers",
 }
 _DEFAULTS = {field.name: field.default for field in fields(LoopConfig) if field.default is not MISSING}
 

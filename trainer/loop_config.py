@@ -54,6 +54,8 @@ class LoopConfig:
     """Of torch.compile."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, …"""
+    workers: int = 0
+    """Threads that read and crop the photos of the next batches; 0 does it between the steps."""
     timeout: int = 1800
     """Seconds that processes wait for each other."""
     seed: int = 0

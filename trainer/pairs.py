@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from seesr_core.errors import SettingsError
 
-from .data import seeded
+from .data import Crops, Photo, seeded
 from .degradation import DegradationConfig, GeneratorDraws, Pair, degrade
+from .degradation.ops import quantize, resize
+from .distribution import process_count
 from .loop_config import LoopConfig
+
+if TYPE_CHECKING:
+    from .recipes import Stage1Config, Stage2Config
 
 
 def make_pairs(
@@ -46,6 +54,28 @@ def make_pairs(
         torch.cat([getattr(part, name) for part in parts]) for name in ("lr", "hr_usm", "lr_upsampled")
     )
     return Pair(lr=lr, hr_usm=hr_usm, lr_upsampled=lr_upsampled.clamp(0, 1))
+
+
+def given_pairs(crops: Crops, step: int, count: int, *, device: torch.device) -> tuple[Pair, list[int]]:
+    """Crops of photos that come with their degraded partners, and which photos they are; HR is not sharpened."""
+    hr, lr, photos = crops.pairs(step, count)
+    hr, lr = (image.to(device).float().div(255) for image in (hr, lr))
+    upsampled = resize(lr, "bicubic", size=hr.shape[-2:])
+    return Pair(lr=lr, hr_usm=hr, lr_upsampled=quantize(upsampled.clamp(0, 1))), photos
+
+
+def make_crops(photos: Sequence[Photo], config: Stage1Config | Stage2Config, *, workers: int | None = None) -> Crops:
+    """The crops of a stage as its recipe wants them."""
+    return Crops(
+        photos,
+        size=config.crop,
+        min_scale=config.min_scale,
+        seed=config.loop.seed,
+        smallest=config.smallest_photo,
+        skip_grey=config.skip_grey,
+        workers=config.loop.workers if workers is None else workers,
+        stride=process_count(),
+    )
 
 
 def check_groups(loop: LoopConfig, group: int) -> None:

@@ -30,11 +30,11 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.files import atomic_write
 
 from . import command
-from .data import Crops, Photo, fingerprint, read_photos, same_photos, seeded
+from .data import Photo, fingerprint, read_photos, same_photos, seeded, write_skipped
 from .distribution import is_main_process
 from .loop import flat, train
 from .losses import PromptLoss, prompt_loss
-from .pairs import check_groups, make_pairs
+from .pairs import check_groups, given_pairs, make_crops, make_pairs
 from .plan import make_plan, show
 from .recipes import STAGE1_RECIPES, Stage1Config
 from .samples import save_grid
@@ -55,8 +55,8 @@ class Command:
     """Named configuration."""
     teacher: Path
     """The tagger: `dape*.safetensors`, or the published `ram_swin_large_14m.pth` together with --tag-lists."""
-    data: Path
-    """HR photos: a folder, or a .jsonl list."""
+    data: str
+    """HR photos: a folder, a .jsonl list, webdataset shards (.tar, also at an address), or a mixture (.toml)."""
     out: Path
     """Folder of the run."""
     config: Annotated[Stage1Config, command.SETTINGS]
@@ -81,7 +81,7 @@ def run(options: Command) -> Path | None:
     if options.dry_run:
         show(make_plan(Stage1Task(options.config, teacher, vocabulary, photos), options.config.loop))
         return None
-    source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {options.data.name}"
+    source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {Path(options.data).name}"
     return train_dape(options.config, teacher, vocabulary, photos, options.out, source=source)
 
 
@@ -137,6 +137,8 @@ def train_dape(
         DataError: too few photos, or `out` holds another run.
     """
     task = Stage1Task(config, teacher, vocabulary, photos)
+    if is_main_process():
+        write_skipped(task.crops, out)
     tensors = train(task, config.loop, out, identity=task.identity())
     if not is_main_process():
         return out / "dape.safetensors"
@@ -153,8 +155,8 @@ class Stage1Task:
         self.size = teacher.config.swin.image_size
         training, shown = hold_out(photos, config.samples)
         seed = config.loop.seed
-        self.crops = Crops(training, size=config.crop, min_scale=config.min_scale, seed=seed)
-        self.shown = Crops(shown, size=config.crop, min_scale=config.min_scale, seed=seed)
+        self.crops = make_crops(training, config)
+        self.shown = make_crops(shown, config, workers=0)
         self.teacher = teacher.requires_grad_(False).eval().to(self.device)
         self.trained = add_lora(copy.deepcopy(self.teacher), config, seeded(seed, 5)).to(self.device).train()
 
@@ -165,12 +167,19 @@ class Stage1Task:
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Equation 1 of one part of a batch, its terms as figures."""
-        hr, _ = self.crops.batch(step, self.config.loop.micro_batch)
-        lr, hr = self._pair(hr, step)
+        lr, hr = self._crops(step)
         with torch.no_grad():
             target = self.teacher(self._prepare(hr))
         loss = self._compare(self.trained(self._prepare(lr)), target)
         return loss.total, {"tokens": loss.tokens.item(), "logits": loss.logits.item()}
+
+    def _crops(self, step: int) -> tuple[Tensor, Tensor]:
+        """The degraded and the clean crops of a part of a batch."""
+        count = self.config.loop.micro_batch
+        if self.crops.paired:
+            pair, _ = given_pairs(self.crops, step, count, device=self.device)
+            return pair.lr_upsampled, pair.hr_usm
+        return self._pair(self.crops.batch(step, count)[0], step)
 
     def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Degraded crops enlarged to the size of the clean ones, and the clean ones."""

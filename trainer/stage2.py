@@ -32,11 +32,11 @@ from seesr_core.schedule import alphas_cumprod
 from seesr_core.text import encode_prompts
 
 from . import command
-from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, scoped_seed
+from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, scoped_seed, write_skipped
 from .distribution import is_main_process
 from .loop import flat, train
 from .losses import noise_loss
-from .pairs import check_groups, make_pairs
+from .pairs import check_groups, given_pairs, make_crops, make_pairs
 from .plan import make_plan, show
 from .pool import Pool, Prepared
 from .recipes import STAGE2_RECIPES, Stage2Config
@@ -189,9 +189,14 @@ class Stage2Task:
 
     def _prepare(self, number: int) -> Prepared:
         config, images = self.config, self.config.loop.images(number)
-        crops, photos = self.crops.batch(number, len(images))
-        numbers, group = (config.loop.seed, 7), config.degradation_group
-        pair = make_pairs(crops, config.degradation, numbers=numbers, first=images[0], group=group, device=self.device)
+        if self.crops.paired:
+            pair, photos = given_pairs(self.crops, number, len(images), device=self.device)
+        else:
+            crops, photos = self.crops.batch(number, len(images))
+            numbers, group = (config.loop.seed, 7), config.degradation_group
+            pair = make_pairs(
+                crops, config.degradation, numbers=numbers, first=images[0], group=group, device=self.device
+            )
         return Prepared(
             photos=torch.tensor(photos),
             target=_to_u8(pair.hr_usm),
@@ -317,8 +322,9 @@ class Command:
 
     recipe: str
     """Named configuration."""
-    data: Path
-    """Photos with tags: a .jsonl list, the tags made by the plain tagger on the HR photos."""
+    data: str
+    """Photos with tags: a .jsonl list as `python -m trainer.tag` writes it, webdataset shards (.tar, also at an
+    address), or a mixture of those (.toml)."""
     base: Path
     """Base model: diffusers folder (SD-2-base) or our single file."""
     dape: Path
@@ -351,7 +357,7 @@ def run(options: Command) -> Path | None:
     start = read_control(options.init) if options.init else None
     networks = build_networks(load_base(options.base), dape, config, start)
     if options.dry_run:
-        crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
+        crops = make_crops(photos, config)
         show(make_plan(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
         return None
     about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe}
@@ -376,7 +382,9 @@ def train_control(
 
     Every process trains, the main one writes.
     """
-    crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
+    crops = make_crops(photos, config)
+    if is_main_process():
+        write_skipped(crops, out)
     tags, folder = tag_prompts(crops.photos), pool_folder or out / "pool"
     task = Stage2Task(config, networks, crops, tags, pool_folder=folder, validation=validation)
     weights = train(task, config.loop, out, identity=task.identity())
