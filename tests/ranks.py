@@ -42,7 +42,7 @@ class ToyTask:
 
     def __init__(self, config: LoopConfig, *, at_step: Callable[[int], object] = lambda step: None) -> None:
         self.config, self.at_step = config, at_step
-        self.trained = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.trained = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 1))
         for parameter in self.trained.parameters():
             parameter.data.normal_(generator=seeded(1, parameter.numel()))
 

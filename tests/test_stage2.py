@@ -92,8 +92,8 @@ def test_a_run_logs_its_validation_and_keeps_the_best_state(photos: Path, pairs:
     train_control(
         settings, small_networks(), small_task(photos).crops.photos, tmp_path, validation=validation, base="tiny"
     )
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text("utf-8").splitlines()]
-    judged = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text("utf-8").splitlines()]
+    judged = {line["step"]: line["val_loss"] for line in lines}
     assert sorted(judged) == [1, 2]
     best = json.loads((tmp_path / "checkpoints" / "best.json").read_text("utf-8"))
     assert best["val_loss"] == min(judged.values())

@@ -83,8 +83,8 @@ def test_the_best_checkpoint_is_kept_with_its_figures(tmp_path: Path) -> None:
     saved = best.newest_whole()
     assert saved is not None
     assert saved.step == 4
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text("utf-8").splitlines()]
-    assert [line["step"] for line in lines if "val_loss" in line] == [2, 4, 6, 8, 9]
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 9]
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(tmp
     short = replace(CONFIG, steps=3)
     final(tmp_path / "full", short)
     before = (tmp_path / "full" / NEWEST).read_bytes()
-    with files_of_at_most(len(before) // 2), pytest.raises(ResourceError, match=r"Could not write .*checkpoint"):
+    with files_of_at_most(len(before) - 500), pytest.raises(ResourceError, match=r"Could not write .*checkpoint"):
         final(tmp_path / "full")
     assert (tmp_path / "full" / NEWEST).read_bytes() == before
     assert [path.name for path in (tmp_path / "full").glob(".checkpoint*")] == []

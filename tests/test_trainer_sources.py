@@ -155,7 +155,8 @@ def test_pairs_in_a_list_and_pairs_that_do_not_fit(tmp_path: Path) -> None:
     write_pairs(tmp_path)
     lines = [json.dumps({"file": f"HR/{n}.png", "lr": f"LR/{n}.png", "tags": ["x"]}) for n in range(3)]
     (tmp_path / "list.jsonl").write_text("\n".join(lines), "utf-8")
-    assert [(photo.lr, photo.tags) for photo in read_photos(tmp_path / "list.jsonl")][0] == (
+    first = read_photos(tmp_path / "list.jsonl")[0]
+    assert (first.lr, first.tags) == (
         tmp_path / "LR" / "0.png",
         ("x",),
     )

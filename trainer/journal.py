@@ -1,4 +1,4 @@
-"""What a run tells while it works: `log.jsonl`, TensorBoard, Weights & Biases, the progress bar and `run.json`."""
+"""What a run tells while it works: figures on disk, in TensorBoard and at Weights & Biases, a progress bar, `run.json`."""
 
 from __future__ import annotations
 
@@ -74,23 +74,23 @@ class Journal:
     """
 
     def __init__(self, out: Path, *, writes: bool, wandb: str = "", facts: Mapping[str, Any] | None = None) -> None:
-        self.path, self.writes = out / "log.jsonl", writes
+        self.paths = {"log": out / "log.jsonl", "validation": out / "validation.jsonl"}
+        self.writes = writes
         self.board: Any = _tensorboard(out / "tensorboard") if writes else None
         self.wandb: Any = _wandb(wandb, out, facts or {}) if writes and wandb else None
 
     def begin(self, step: int) -> None:
         """Drop the lines of steps that will be run again."""
-        if not self.writes:
-            return
-        if step == 0:
-            self.path.unlink(missing_ok=True)
-        elif self.path.exists():
-            lines = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= step]
-            with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
+        for path in self.paths.values() if self.writes else ():
+            if step == 0:
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
+                with atomic_write(path) as temporary:
+                    temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """One line of figures; it has at least `step`.
+    def write(self, line: Mapping[str, Any], *, kind: str = "log") -> None:
+        """One line of figures; it has at least `step`. `kind` is "log" or "validation".
 
         Raises:
             ResourceError: the disk is full.
@@ -98,11 +98,11 @@ class Journal:
         if not self.writes:
             return
         try:
-            with self.path.open("a", encoding="utf-8") as handle:
+            with self.paths[kind].open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")
         except OSError as error:
             raise ResourceError(
-                f"Could not write {self.path}: {error.strerror}. Free some room and give the same command again."
+                f"Could not write {self.paths[kind]}: {error.strerror}. Free some room and give the same command again."
             ) from error
         figures = {name: value for name, value in line.items() if name != "step"}
         if self.board is not None:

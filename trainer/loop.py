@@ -63,7 +63,8 @@ def train(task: Task, config: LoopConfig, out: Path, *, identity: Mapping[str, A
     Args:
         task: what is trained.
         config: how.
-        out: run folder; holds `run.json`, `log.jsonl`, `checkpoint.safetensors`, `samples/`.
+        out: run folder; holds `run.json`, `log.jsonl`, `validation.jsonl`, `checkpoint.safetensors`, `checkpoints/`,
+            `samples/`, `tensorboard/`.
         identity: facts that must not change between start and resume (sizes, data); a difference is refused.
 
     Raises:
@@ -198,7 +199,7 @@ class Run:
         """Pictures, and the figures of a validation; the best state is kept."""
         figures = _sample(self.task, self.state, self.out / "samples", self.done, self.accelerator)
         if figures:
-            self.journal.write({"step": self.done, **figures})
+            self.journal.write({"step": self.done, **figures}, kind="validation")
         if self.config.keep_best and self.checkpoints.is_best(figures, self.done):
             if not self._due(self.config.save_every):
                 self.save()

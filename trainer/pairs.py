@@ -64,13 +64,16 @@ def given_pairs(crops: Crops, step: int, count: int, *, device: torch.device) ->
     return Pair(lr=lr, hr_usm=hr, lr_upsampled=quantize(upsampled.clamp(0, 1))), photos
 
 
-def make_crops(photos: Sequence[Photo], config: Stage1Config | Stage2Config, *, workers: int | None = None) -> Crops:
+def make_crops(
+    photos: Sequence[Photo], config: Stage1Config | Stage2Config, *, workers: int | None = None, memory: int = 4 << 30
+) -> Crops:
     """The crops of a stage as its recipe wants them."""
     return Crops(
         photos,
         size=config.crop,
         min_scale=config.min_scale,
         seed=config.loop.seed,
+        memory=memory,
         smallest=config.smallest_photo,
         skip_grey=config.skip_grey,
         workers=config.loop.workers if workers is None else workers,

@@ -93,6 +93,9 @@ class Stage2Config:
     pool: int = 0
     """Number of batches that are prepared once, kept in memory and drawn again with new noise and timesteps; 0 prepares
     every batch afresh. On a CPU degradation and frozen networks cost as much as the training itself."""
+    cache_texts: bool = False
+    """Whether text states are kept on disk, too, in the run folder: 0.3 MB a prompt at full size. In memory they are
+    always kept, up to 1 GiB."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
 

@@ -32,7 +32,9 @@ from seesr_core.schedule import alphas_cumprod
 from seesr_core.text import encode_prompts
 
 from . import command
+from .cache import FrozenCache
 from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, scoped_seed, write_skipped
+from .degradation import Pair
 from .distribution import is_main_process
 from .loop import flat, train
 from .losses import noise_loss
@@ -41,7 +43,7 @@ from .plan import make_plan, show
 from .pool import Pool, Prepared
 from .recipes import STAGE2_RECIPES, Stage2Config
 from .samples import save_grid
-from .validation import Validation, read_pairs
+from .validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +140,11 @@ class Stage2Task:
         tags: Sequence[str],
         *,
         pool_folder: Path | None = None,
+        text_folder: Path | None = None,
         validation: Validation | None = None,
     ) -> None:
-        self.validation = validation
+        self.text_folder, self.validation = text_folder, validation
+        self._texts: FrozenCache | None = None
         self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
         check_groups(config.loop, config.degradation_group)
         self.device = config.loop.resolve_device()
@@ -157,9 +161,7 @@ class Stage2Task:
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Eq. 2 of one part of a batch."""
         batch = self.batch(step)
-        with torch.no_grad():
-            text = self.encode_text(batch.prompts)
-        pred = self.predict(self.noisy(batch), batch, text)
+        pred = self.predict(self.noisy(batch), batch, self.text_states(batch.prompts))
         per_image = (pred.float() - batch.noise).square().mean((1, 2, 3)).detach()
         return noise_loss(pred, batch.noise), _by_band(per_image, batch.timesteps)
 
@@ -188,20 +190,26 @@ class Stage2Task:
         return chosen[(len(chosen) * u.pow(self.config.timestep_power)).long().clamp(max=len(chosen) - 1)]
 
     def _prepare(self, number: int) -> Prepared:
-        config, images = self.config, self.config.loop.images(number)
+        images = self.config.loop.images(number)
         if self.crops.paired:
-            pair, photos = given_pairs(self.crops, number, len(images), device=self.device)
-        else:
-            crops, photos = self.crops.batch(number, len(images))
-            numbers, group = (config.loop.seed, 7), config.degradation_group
-            pair = make_pairs(
-                crops, config.degradation, numbers=numbers, first=images[0], group=group, device=self.device
-            )
+            return self.encoded(*given_pairs(self.crops, number, len(images), device=self.device), images)
+        crops, photos = self.crops.batch(number, len(images))
+        return self.encoded(self.degraded(crops, images[0]), photos, images)
+
+    def degraded(self, crops: Tensor, first: int) -> Pair:
+        """The pairs made of crops, uint8 (B, 3, H, W), the first of which is image number `first`."""
+        config, numbers = self.config, (self.config.loop.seed, 7)
+        group, device = config.degradation_group, self.device
+        return make_pairs(crops, config.degradation, numbers=numbers, first=first, group=group, device=device)
+
+    @torch.no_grad()
+    def encoded(self, pair: Pair, photos: Sequence[int], images: Sequence[int]) -> Prepared:
+        """What the frozen networks make of pairs; `photos` they are from, `images` they are in the run."""
         return Prepared(
             photos=torch.tensor(photos),
             target=_to_u8(pair.hr_usm),
             condition=_to_u8(pair.lr_upsampled),
-            latents=self.encode_image(pair.hr_usm, by_image(config.loop.seed, 8, images=images)).cpu(),
+            latents=self.encode_image(pair.hr_usm, by_image(self.config.loop.seed, 8, images=images)).cpu(),
             soft_prompt=self.soft_prompt(pair.lr_upsampled).cpu(),
         )
 
@@ -223,10 +231,8 @@ class Stage2Task:
         return {**flat(settings), "photos": self._photos()}
 
     def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
-        """The scaled latent of an image in [0, 1]: a sample of the posterior, or a deterministic autoencoder's code.
-
-        `generator`: one for all images of the batch, or one for each.
-        """
+        """Scaled latents of images in [0, 1]: samples of the posterior (one generator, or one for each image), or a
+        deterministic autoencoder's codes."""
         encoded = self.networks.vae.encode(image * 2 - 1)
         code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample(generator)
         return (code * self.networks.vae.config.scaling_factor).float()
@@ -239,6 +245,14 @@ class Stage2Task:
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Last hidden state (B, 77, D)."""
         return encode_prompts(prompts, self.networks.tokenizer, self.networks.text_encoder)
+
+    @torch.no_grad()
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
+        """As `encode_text`, of the frozen text encoder; every prompt is encoded once."""
+        if self._texts is None:
+            key = f"{fingerprint(self.networks.text_encoder)} {self.config.loop.precision}"
+            self._texts = FrozenCache(key, self.text_folder)
+        return self._texts.get(prompts, self.encode_text).to(self.device)
 
     def noisy(self, batch: Batch) -> Tensor:
         """z_t = √ᾱ_t·z₀ + √(1 − ᾱ_t)·ε."""
@@ -263,10 +277,7 @@ class Stage2Task:
         return eps
 
     def sample(self, folder: Path, step: int) -> Mapping[str, float] | None:
-        """LR, one-step estimates of z₀ from t = 250 and 500, HR: what the network has learnt so far, in seconds.
-
-        Returns the figures of the validation, if there is one.
-        """
+        """LR, one-step estimates of z₀ from t = 250 and 500, HR; and the figures of the validation, if there is one."""
         batch = self.batch(0)
         text = self.encode_text(batch.prompts)
         rows = [batch.condition]
@@ -361,11 +372,9 @@ def run(options: Command) -> Path | None:
         show(make_plan(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
         return None
     about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe}
-    validation = None
-    if options.validate:
-        pairs = read_pairs(options.validate)
-        validation = Validation(pairs, vocabulary, {"steps": config.validation_steps}, options.niqe_params)
-    return train_control(config, networks, photos, options.out, validation=validation, **about)
+    settings = {"steps": config.validation_steps}
+    judge = Validation.of_folder(options.validate, vocabulary, settings, options.niqe_params)
+    return train_control(config, networks, photos, options.out, validation=judge, **about)
 
 
 def train_control(
@@ -378,15 +387,13 @@ def train_control(
     validation: Validation | None = None,
     **about: Any,
 ) -> Path:
-    """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata.
-
-    Every process trains, the main one writes.
-    """
+    """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata."""
     crops = make_crops(photos, config)
     if is_main_process():
         write_skipped(crops, out)
     tags, folder = tag_prompts(crops.photos), pool_folder or out / "pool"
-    task = Stage2Task(config, networks, crops, tags, pool_folder=folder, validation=validation)
+    texts = out / "texts" if config.cache_texts else None
+    task = Stage2Task(config, networks, crops, tags, pool_folder=folder, text_folder=texts, validation=validation)
     weights = train(task, config.loop, out, identity=task.identity())
     path = out / "seesr-control.safetensors"
     if is_main_process():

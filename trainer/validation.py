@@ -91,6 +91,13 @@ class Validation:
         self.settings = UpscaleSettings.for_model(dict(settings or {}))
         self.measure = Measure(niqe_model=read_niqe_model(niqe_params) if niqe_params else None)
 
+    @classmethod
+    def of_folder(
+        cls, folder: Path | None, vocabulary: Vocabulary, settings: Mapping[str, Any], niqe_params: Path | None
+    ) -> Validation | None:
+        """On the pairs in a folder, if there is one."""
+        return cls(read_pairs(folder), vocabulary, settings, niqe_params) if folder else None
+
     @torch.no_grad()
     def __call__(self, task: Stage2Task, folder: Path, step: int) -> dict[str, float]:
         """Write `validation-<step>.png` (rows LR, SR, HR) and return the means of all figures."""
