@@ -1,4 +1,4 @@
-"""What a run tells while it works: figures on disk, in TensorBoard and at Weights & Biases, a progress bar, `run.json`."""
+"""What a run tells while it works: figures on disk, in TensorBoard and at Weights & Biases, progress, `run.json`."""
 
 from __future__ import annotations
 

@@ -65,7 +65,11 @@ def given_pairs(crops: Crops, step: int, count: int, *, device: torch.device) ->
 
 
 def make_crops(
-    photos: Sequence[Photo], config: Stage1Config | Stage2Config, *, workers: int | None = None, memory: int = 4 << 30
+    photos: Sequence[Photo],
+    config: Stage1Config | Stage2Config,
+    *,
+    workers: int | None = None,
+    memory: int = 4 << 30,
 ) -> Crops:
     """The crops of a stage as its recipe wants them."""
     return Crops(

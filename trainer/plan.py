@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .distribution import process_count
+from .live_memory import LiveBytes
 from .loop import Task
 from .loop_config import LoopConfig
 
@@ -33,7 +34,7 @@ class Plan:
     frozen: int
     """Parameters without."""
     memory: Mapping[str, int]
-    """Bytes on each process by part; `activations` are those that one pass keeps for its backward pass."""
+    """Bytes on each process by part; `activations` is all that a pass needs beside weights and gradients, at most."""
     checkpoint: int
     """Bytes of one checkpoint."""
     photos: int
@@ -79,10 +80,7 @@ def make_plan(task: Task, config: LoopConfig) -> Plan:
     trained = [p for p in task.trained.parameters() if p.requires_grad]
     everything = [task.trained, *getattr(task, "frozen", ())]
     frozen = _unique(p for module in everything for p in module.parameters() if not p.requires_grad)
-    activations = _Kept(_unique([*trained, *frozen]))
-    with activations:
-        loss, _ = _pass(task, config, 0)
-    loss.backward()
+    activations = peak_of_pass(lambda: _pass(task, config, 0)[0], [*trained, *frozen])
     seconds = _timed_step(task, config, trained)
     weights, gradients = _bytes(frozen) + _bytes(trained), _bytes(trained)
     moments = sum(p.numel() for p in trained) * _MOMENTS[config.optimizer]
@@ -92,7 +90,7 @@ def make_plan(task: Task, config: LoopConfig) -> Plan:
         "gradients": gradients,
         "optimizer": moments,
         "average": average,
-        "activations": activations.bytes,
+        "activations": activations,
     }
     paths = [photo.path for photo in getattr(getattr(task, "crops", None), "photos", [])]
     return Plan(
@@ -119,6 +117,15 @@ def _pass(task: Task, config: LoopConfig, part: int) -> tuple[Tensor, Mapping[st
         return task.loss(part)
 
 
+def peak_of_pass(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes that a forward and backward pass takes at most, beside the parameters and their gradients."""
+    parameters = list(parameters)
+    with LiveBytes(parameters) as memory:
+        loss().backward()
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return memory.peak - _bytes(gradients)
+
+
 def _timed_step(task: Task, config: LoopConfig, trained: Iterable[nn.Parameter]) -> float:
     """Seconds of a pass with its share of the optimizer step; weights are scaled by 1 and moved by 0."""
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
@@ -135,22 +142,6 @@ def _now(config: LoopConfig) -> float:
     if config.resolve_device().type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that a forward pass keeps for the backward pass, each storage once, without parameters."""
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.seen = {p.untyped_storage().data_ptr() for p in parameters}
-        self.bytes = 0
-        super().__init__(self._count, lambda tensor: tensor)
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
 
 
 def _unique(parameters: Iterable[Any]) -> list[Any]:
