@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from seesr_core.errors import DataError, SettingsError
+from seesr_core.checkpoints.base import Base
+from seesr_core.checkpoints.control import ControlParts
+from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.rca import rca_parameters
 from trainer.plan import make_plan
-from trainer.stage2 import train_control
+from trainer.stage2 import build_networks, train_control
 from trainer.validation import BANDS, Validation, read_pairs
 
 from .stage2_nets import config, small_networks, small_task, write_photos
@@ -124,3 +126,49 @@ def test_a_dry_run_leaves_the_weights_as_they_are(photos: Path) -> None:
     before = [p.detach().clone() for p in task.trained.parameters()]
     make_plan(task, config().loop)
     assert all(torch.equal(p, old) for p, old in zip(task.trained.parameters(), before, strict=True))
+
+
+def test_a_run_with_another_tagger_or_base_is_refused(photos: Path, tmp_path: Path) -> None:
+    settings = config(steps=1, sample_every=0)
+    train_control(settings, small_networks(), small_task(photos).crops.photos, tmp_path, base="tiny")
+    for part, name in (("dape", "dape"), ("unet", "base")):
+        nets = small_networks()
+        parameter = next(iter(nets.dape.parameters())) if part == "dape" else nets.unet.conv_in.weight
+        parameter.data.add_(0.1)
+        with pytest.raises(DataError, match=rf"other settings \({name}: "):
+            train_control(settings, nets, small_task(photos).crops.photos, tmp_path, base="tiny")
+
+
+def test_weights_of_another_family_are_no_start(photos: Path) -> None:
+    nets = small_networks()
+    start = ControlParts.from_modules(nets.unet, nets.controlnet, base="tiny")
+    base = Base(
+        unet_config={**start.unet_config, "cross_attention_dim": 1024},
+        unet_state={},
+        vae=nets.vae,
+        text_encoder=nets.text_encoder,
+        tokenizer=nets.tokenizer,
+        scheduler={},
+    )
+    with pytest.raises(WeightsError, match=r"\(tiny\) were made for cross_attention_dim 32, .* has 1024"):
+        build_networks(base, nets.dape, config(), start)
+
+
+def test_rca_and_the_image_encoder_alone_can_be_trained(photos: Path) -> None:
+    nets = small_networks()
+    start = ControlParts.from_modules(nets.unet, nets.controlnet)
+    base = Base(
+        unet_config=start.unet_config,
+        unet_state={},
+        vae=nets.vae,
+        text_encoder=nets.text_encoder,
+        tokenizer=nets.tokenizer,
+        scheduler={},
+    )
+    settings = replace(config(), trained="rca-image-encoder", hint_channels=(8, 8, 8, 8))
+    built = build_networks(base, nets.dape, settings, start)
+    learning = [name for name, p in built.controlnet.named_parameters() if p.requires_grad]
+    assert {"image_attentions" in name or name.startswith("controlnet_cond_embedding.") for name in learning} == {True}
+    assert any("image_attentions" in name for name in learning)
+    assert any(name.startswith("controlnet_cond_embedding.") for name in learning)
+    assert [name for name, p in built.unet.named_parameters() if p.requires_grad] == list(rca_parameters(built.unet))

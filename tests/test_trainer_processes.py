@@ -37,7 +37,7 @@ def test_dropout_and_averages_are_the_same_in_1_2_and_4_processes(tmp_path: Path
 
 
 def test_when_a_process_dies_the_others_stop_and_name_it(tmp_path: Path) -> None:
-    ranks.run("lost", tmp_path, timeout=300)
+    ranks.run("lost", tmp_path, timeout=900)
     told = (tmp_path / "told.txt").read_text("utf-8")
     assert told.startswith("rank 1 (process ")
     assert "has ended, so this run stops" in told

@@ -85,10 +85,7 @@ def _alone(out: Path, accelerator: Accelerator, config: LoopConfig) -> Iterator[
         if accelerator.num_processes == 1:
             yield
             return
-        accelerator.wait_for_everyone()
-        watch = Watch(out / ".ranks", accelerator.process_index, accelerator.num_processes, leave)
-        accelerator.wait_for_everyone()
-        watch.start()
+        watch = _watch(out, accelerator)
         try:
             yield
             accelerator.wait_for_everyone()
@@ -97,6 +94,18 @@ def _alone(out: Path, accelerator: Accelerator, config: LoopConfig) -> Iterator[
                 raise ResourceError(sentence) from error
             raise
         watch.finish()
+
+
+def _watch(out: Path, accelerator: Accelerator) -> Watch:
+    """Begin to look after the other processes, once all of them are there."""
+    try:
+        accelerator.wait_for_everyone()
+        watch = Watch(out / ".ranks", accelerator.process_index, accelerator.num_processes, leave)
+        accelerator.wait_for_everyone()
+    except RuntimeError as error:
+        raise ResourceError("Another process of the run ended before it began; its own message says why.") from error
+    watch.start()
+    return watch
 
 
 class Run:
@@ -161,7 +170,8 @@ class Run:
             losses.append(loss.item())
             if math.isfinite(losses[-1]):
                 self.meter.add({"loss": losses[-1], **figures})
-        norm = float(self.accelerator.clip_grad_norm_(self.state.parameters.values(), self.config.max_grad_norm))
+        norm = self.accelerator.clip_grad_norm_(self.state.parameters.values(), self.config.max_grad_norm)
+        norm = float(whole(norm))
         for group in optimizer.param_groups:
             group["lr"] = self.config.lr_at(step)
         sound = self.guard.passes(norm, step, losses)

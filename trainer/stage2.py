@@ -20,24 +20,22 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from seesr_core.checkpoints.base import Base, load_base
+from seesr_core.checkpoints.base import load_base
 from seesr_core.checkpoints.control import ControlParts, read_control, write_control
 from seesr_core.checkpoints.ram import read_dape
-from seesr_core.control import controlnet_from_unet
-from seesr_core.dape import DAPE, prepare
+from seesr_core.dape import prepare
 from seesr_core.errors import DataError
-from seesr_core.prior import build_unet
-from seesr_core.rca import rca_parameters
 from seesr_core.schedule import alphas_cumprod
 from seesr_core.text import encode_prompts
 
 from . import command
 from .cache import FrozenCache
-from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, scoped_seed, write_skipped
+from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, write_skipped
 from .degradation import Pair
 from .distribution import is_main_process
 from .loop import flat, train
 from .losses import noise_loss
+from .networks import Networks, build_networks
 from .pairs import check_groups, given_pairs, make_crops, make_pairs
 from .plan import make_plan, show
 from .pool import Pool, Prepared
@@ -45,68 +43,9 @@ from .recipes import STAGE2_RECIPES, Stage2Config
 from .samples import save_grid
 from .validation import Validation
 
+__all__ = ["Batch", "Networks", "Stage2Task", "build_networks", "export", "tag_prompts", "train_control"]
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True)
-class Networks:
-    """The networks of stage 2."""
-
-    unet: Any
-    """Frozen U-Net with trained RCA."""
-    controlnet: Any
-    """Trained."""
-    vae: Any
-    """Frozen."""
-    text_encoder: Any
-    """Frozen."""
-    tokenizer: Any
-    """Of the text encoder."""
-    dape: DAPE
-    """Frozen, adapters merged."""
-
-    def to(self, device: torch.device) -> Networks:
-        """Move all of them."""
-        for module in (self.unet, self.controlnet, self.vae, self.text_encoder, self.dape):
-            module.to(device)
-        return self
-
-
-def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: ControlParts | None = None) -> Networks:
-    """RCA fresh in the U-Net (or from `resume`), the ControlNet a copy of the encoder; only they require gradients.
-
-    RCA's start depends on `config.loop.seed` alone.
-    """
-    with scoped_seed(config.loop.seed, 6):
-        unet = build_unet(base.unet_config, context_dim=dape.config.token_width)
-        unet.load_state_dict({key: value.float() for key, value in base.unet_state.items()}, strict=False)
-        controlnet = controlnet_from_unet(unet, hint_channels=config.hint_channels)
-    if resume is not None:
-        unet.load_state_dict(_float(resume.rca_state), strict=False)
-        controlnet.load_state_dict(_float(resume.controlnet_state))
-    networks = Networks(
-        unet=unet.requires_grad_(False),
-        controlnet=controlnet,
-        vae=base.vae.requires_grad_(False),
-        text_encoder=base.text_encoder.requires_grad_(False),
-        tokenizer=base.tokenizer,
-        dape=dape.requires_grad_(False).eval(),
-    )
-    for parameter in rca_parameters(unet).values():
-        parameter.requires_grad_(True)
-    if config.trained == "rca-image-encoder":
-        controlnet.requires_grad_(False)
-        controlnet.controlnet_cond_embedding.requires_grad_(True)
-        for parameter in rca_parameters(controlnet).values():
-            parameter.requires_grad_(True)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        controlnet.enable_gradient_checkpointing()
-    return networks
-
-
-def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.float() for key, value in state.items()}
 
 
 @dataclass(slots=True)
@@ -228,7 +167,9 @@ class Stage2Task:
         """What must stay the same when the stage is resumed."""
         settings = asdict(self.config)
         del settings["loop"]
-        return {**flat(settings), "photos": self._photos()}
+        ends = (self.networks.unet.conv_in, self.networks.unet.conv_out)  # tell base models apart, and are small
+        made_of = {"base": " ".join(map(fingerprint, ends)), "dape": fingerprint(self.networks.dape)}
+        return {**flat(settings), "photos": self._photos(), **made_of}
 
     def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
         """Scaled latents of images in [0, 1]: samples of the posterior (one generator, or one for each image), or a
