@@ -113,6 +113,7 @@ def test_a_dry_run_counts_parameters_memory_images_and_hours(photos: Path) -> No
     assert plan.memory["weights"] == 4 * (plan.trained + plan.frozen)
     assert plan.checkpoint == 16 * plan.trained
     assert plan.memory["activations"] > 2 * 3 * 64 * 64 * 4
+    assert plan.flops > 2 * 64 * 64 * 3 * 9
     assert (plan.images, plan.photos) == (400, 6)
     assert plan.hours == pytest.approx(400 / plan.images_per_second / 3600)
     text = "\n".join(plan.lines())

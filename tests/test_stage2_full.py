@@ -30,7 +30,7 @@ from trainer.nano.autoencoder import build_autoencoder
 from trainer.nano.tagger import tagger_config
 from trainer.nano.text import build_text_encoder, train_tokenizer
 from trainer.order import seeded
-from trainer.plan import GIB, peak_of_pass
+from trainer.plan import GIB, cost_of_pass
 from trainer.stage2 import Networks, Stage2Task, build_networks
 
 from .golden import golden_dir
@@ -68,8 +68,8 @@ def shapes_only(unet: dict[str, Any], soft_dim: int, *, checkpointing: bool) -> 
     return nets
 
 
-def pass_bytes(unet: dict[str, Any], soft_dim: int, side: int, *, bf16: bool, checkpointing: bool) -> tuple[int, int]:
-    """Trained parameters, and the bytes of a pass of one image with `side`² latents."""
+def cost(unet: dict[str, Any], soft_dim: int, side: int, *, bf16: bool, checkpointing: bool) -> tuple[int, int, int]:
+    """Trained parameters, and bytes and arithmetic of a pass of one image with `side`² latents."""
     with FakeTensorMode():
         nets = shapes_only(unet, soft_dim, checkpointing=checkpointing)
         task = object.__new__(Stage2Task)
@@ -84,13 +84,14 @@ def pass_bytes(unet: dict[str, Any], soft_dim: int, side: int, *, bf16: bool, ch
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 return task.predict(x, batch, text).float().square().mean()
 
-        peak = peak_of_pass(loss, parameters)
-    return sum(p.numel() for p in parameters if p.requires_grad), peak
+        peak, flops = cost_of_pass(loss, parameters)
+    return sum(p.numel() for p in parameters if p.requires_grad), peak, flops
 
 
 def test_recomputing_activations_saves_memory() -> None:
-    sizes = [pass_bytes(unet_config(), SOFT_DIM, 16, bf16=False, checkpointing=value)[1] for value in (False, True)]
-    assert 0 < sizes[1] < 0.9 * sizes[0]
+    plain, spared = (cost(unet_config(), SOFT_DIM, 16, bf16=False, checkpointing=value) for value in (False, True))
+    assert 0 < spared[1] < 0.9 * plain[1]
+    assert spared[2] > 1.2 * plain[2]
 
 
 @pytest.mark.slow
@@ -98,9 +99,10 @@ def test_at_full_size_rca_and_the_controlnet_are_trained(caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         for bf16 in (False, True):
             for checkpointing in (False, True):
-                trained, peak = pass_bytes(full_config(), 512, 64, bf16=bf16, checkpointing=checkpointing)
+                trained, peak, flops = cost(full_config(), 512, 64, bf16=bf16, checkpointing=checkpointing)
                 assert trained == RCA_PARAMETERS + CONTROLNET_PARAMETERS
-                log.info("bf16 %s, checkpointing %s: %.2f GiB a 512² image", bf16, checkpointing, peak / GIB)
+                figures = (bf16, checkpointing, peak / GIB, flops / 1e12)
+                log.info("bf16 %s, checkpointing %s: %.2f GiB and %.2f TFLOP a 512² image", *figures)
 
 
 def one_step(unet: dict[str, Any], text_width: int, soft_width: int, folder: Path) -> dict[str, float]:

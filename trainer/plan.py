@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .distribution import process_count
 from .live_memory import LiveBytes
@@ -41,6 +42,8 @@ class Plan:
     """Photos to draw from; 0 if unknown."""
     photo_bytes: float
     """Mean size of a photo's file."""
+    flops: float
+    """Floating-point operations an image, forward and backward."""
     images_per_second: float
     """Measured on this machine, over all processes, optimizer included; the second of two steps."""
     config: LoopConfig
@@ -69,6 +72,7 @@ class Plan:
             f"checkpoint: {self.checkpoint / GIB:.3f} GiB every {config.save_every} steps",
             f"steps: {config.steps:,} of {config.batch_size} images ({process_count()} processes × accumulation "
             f"{config.accumulation} × {config.micro_batch}); {self.images:,} images{epochs}",
+            f"arithmetic: {self.flops / 1e12:.4f} TFLOP an image",
             f"rate: {self.images_per_second:.3f} images/s here; reads "
             f"{self.images_per_second * self.photo_bytes / 1e6:.3f} MB/s of photos",
             f"hours: {self.hours:.2f} at this rate",
@@ -80,7 +84,7 @@ def make_plan(task: Task, config: LoopConfig) -> Plan:
     trained = [p for p in task.trained.parameters() if p.requires_grad]
     everything = [task.trained, *getattr(task, "frozen", ())]
     frozen = _unique(p for module in everything for p in module.parameters() if not p.requires_grad)
-    activations = peak_of_pass(lambda: _pass(task, config, 0)[0], [*trained, *frozen])
+    activations, flops = cost_of_pass(lambda: _pass(task, config, 0)[0], [*trained, *frozen])
     seconds = _timed_step(task, config, trained)
     weights, gradients = _bytes(frozen) + _bytes(trained), _bytes(trained)
     moments = sum(p.numel() for p in trained) * _MOMENTS[config.optimizer]
@@ -100,6 +104,7 @@ def make_plan(task: Task, config: LoopConfig) -> Plan:
         checkpoint=_bytes(trained) + moments + average,
         photos=len(paths),
         photo_bytes=_mean_size(paths),
+        flops=flops / config.micro_batch,
         images_per_second=config.micro_batch * process_count() / seconds,
         config=config,
     )
@@ -117,13 +122,14 @@ def _pass(task: Task, config: LoopConfig, part: int) -> tuple[Tensor, Mapping[st
         return task.loss(part)
 
 
-def peak_of_pass(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
-    """Bytes that a forward and backward pass takes at most, beside the parameters and their gradients."""
+def cost_of_pass(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> tuple[int, int]:
+    """Bytes that a forward and backward pass takes at most, beside the parameters and their gradients; and its
+    arithmetic, in floating-point operations of matrix products and convolutions."""
     parameters = list(parameters)
-    with LiveBytes(parameters) as memory:
+    with LiveBytes(parameters) as memory, FlopCounterMode(display=False) as counter:
         loss().backward()
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return memory.peak - _bytes(gradients)
+    return memory.peak - _bytes(gradients), counter.get_total_flops()
 
 
 def _timed_step(task: Task, config: LoopConfig, trained: Iterable[nn.Parameter]) -> float:

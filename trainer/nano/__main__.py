@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from seesr_core.errors import SettingsError
+
 from .. import command
+from ..distribution import process_count
 from .build import Builder
 from .recipe import NANO_RECIPES, NanoConfig
 
@@ -39,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Command) -> None:
+    if process_count() > 1:
+        raise SettingsError("The small model is built by one process; start it without a launcher.")
     Builder(options.config, options.photos, options.out, options.tag_lists).build(options.parts)
 
 
