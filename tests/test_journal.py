@@ -96,7 +96,12 @@ def test_weights_and_biases_is_asked_for_by_name(tmp_path: Path, monkeypatch: py
         Journal(tmp_path, writes=True, wandb="faces")
     seen: list[Any] = []
     fake: Any = types.ModuleType("wandb")
-    fake.init = lambda **options: seen.append(options["project"]) or fake
+
+    def init(**options: Any) -> Any:
+        seen.append(options["project"])
+        return fake
+
+    fake.init = init
     fake.log = lambda figures, step: seen.append((figures, step))
     fake.finish = lambda: seen.append("finished")
     monkeypatch.setitem(sys.modules, "wandb", fake)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from seesr_core.checkpoints.ram import write_dape
+from seesr_core.dape import Vocabulary
 from seesr_core.errors import DataError
 from trainer import tag
 from trainer.data import read_photos
@@ -21,7 +23,9 @@ from .tiny_model import tagger
 def options(tmp_path: Path) -> tag.Options:
     (tmp_path / "photos").mkdir()
     write_photos(tmp_path / "photos", 5)
-    write_dape(tmp_path / "tagger.safetensors", *tagger())
+    dape, vocabulary = tagger()
+    generous = Vocabulary(tags=vocabulary.tags, thresholds=torch.full((len(vocabulary),), 0.05))
+    write_dape(tmp_path / "tagger.safetensors", dape, generous)
     folder = tmp_path / "photos"
     return tag.Options(tagger=tmp_path / "tagger.safetensors", data=str(folder), out=tmp_path / "t.jsonl", batch_size=2)
 

@@ -92,7 +92,9 @@ def read_shards(shards: Sequence[str], suffixes: set[str]) -> Iterator[Sample]:
 
 def _samples(shard: str, suffixes: set[str]) -> Iterator[Sample]:
     """The photos of one shard with their tags; the files of a key follow each other."""
-    key, photo, tags = "", None, ()
+    key = ""
+    photo: tuple[str, Span] | None = None
+    tags: tuple[str, ...] = ()
     with open_source(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if not member.isfile():

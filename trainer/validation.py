@@ -22,8 +22,8 @@ from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 
 from .data import by_image
-from .evaluate.folders import as_picture, as_tensor, list_pictures, read_picture, unmatched
 from .evaluate.measure import Measure, means, read_niqe_model
+from .evaluate.pictures import as_picture, as_tensor, list_pictures, read_picture, unmatched
 from .samples import save_grid
 
 if TYPE_CHECKING:
