@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from seesr_core.checkpoints.ram import write_dape
 from seesr_core.dape import Vocabulary
 from seesr_core.errors import DataError
 from trainer import tag
-from trainer.data import read_photos
+from trainer.data import Photo, load_photo, read_photos
 
 from .stage2_nets import write_photos
 from .tiny_model import tagger
@@ -52,8 +53,12 @@ def test_an_interrupted_run_goes_on_and_tags_nothing_twice(
     kept = part.read_text("utf-8").splitlines()[:3]
     part.write_text("\n".join(kept) + '\n{"file": "photos/4', "utf-8")
     seen: list[str] = []
-    load = tag.load_photo
-    monkeypatch.setattr(tag, "load_photo", lambda photo: (seen.append(photo.path.name), load(photo))[1])
+
+    def load(photo: Photo) -> Tensor:
+        seen.append(photo.path.name)
+        return load_photo(photo)
+
+    monkeypatch.setattr("trainer.tag.load_photo", load)
     tag.tag(options)
     assert seen == ["2.png", "3.png", "4.png"]
     assert lines(options.out) == expected
