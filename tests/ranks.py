@@ -169,7 +169,7 @@ def _sharded(folder: Path) -> None:
     again = _sharded_state()
     saved = Checkpoints(folder).newest_whole()
     assert saved is not None
-    again.load(saved.tensors)
+    again.load(saved.tensors())
     _steps(again, 2, 4)
     expected, found = state.tensors(), again.tensors()
     assert set(expected) == set(found)

@@ -198,6 +198,11 @@ def test_every_precision_and_optimizer_learns(tmp_path: Path, precision: str) ->
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
+def test_half_precision_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="fp16 needs a GPU; choose bf16"):
+        train(ranks.ToyTask(ranks.TOY), replace(ranks.TOY, precision="fp16"), tmp_path)
+
+
 def test_an_optimizer_that_is_missing_or_unknown_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="optimizer must be 'adamw', 'adamw-fused' or 'adamw-8bit', got 'sgd'"):
         build_optimizer("sgd", [nn.Parameter(torch.zeros(1))], learning_rate=0.1, weight_decay=0.0)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,11 @@ class State:
             found |= {f"{key}.{name}": torch.as_tensor(value) for key, value in moments.items() if value is not None}
         return {name: whole(tensor).cpu().contiguous() for name, tensor in found.items()}
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Put back what `tensors` gave, one after the other."""
         moments: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
         with torch.no_grad():
-            for key, value in tensors.items():
+            for key, value in tensors:
                 kind, name = key.split(".", 1)
                 if kind == "weights":
                     fill(self.parameters[name], value)
@@ -78,18 +78,22 @@ def _placed(key: str, value: Tensor, parameter: Tensor) -> Any:
 
 @dataclass(slots=True)
 class Saved:
-    """A checkpoint as read."""
+    """A checkpoint that is whole."""
 
     path: Path
     """Where it was found."""
     step: int
     """Optimizer steps done."""
-    tensors: dict[str, Tensor]
-    """As `State.tensors`."""
     facts: dict[str, Any]
     """Settings of the run that wrote it."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What else the loop has to know."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """As `State.tensors`, read one by one."""
+        with safe_open(self.path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                yield name, file.get_tensor(name)
 
 
 @dataclass(slots=True)
@@ -192,13 +196,12 @@ def _write(tensors: dict[str, Tensor], temporary: Path, metadata: dict[str, str]
 
 
 def _read(path: Path) -> Saved:
+    """Opening checks that the file is as long as its header says."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     return Saved(
         path=path,
         step=int(metadata["step"]),
-        tensors=tensors,
         facts=json.loads(metadata["facts"]),
         notes=json.loads(metadata.get("notes", "{}")),
     )

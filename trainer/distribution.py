@@ -66,17 +66,20 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """accelerate set up for a recipe: its precision and accumulation; processes and sharding are the launcher's.
 
     Raises:
-        SettingsError: the launcher asks for DeepSpeed.
+        SettingsError: the launcher asks for DeepSpeed, or the precision is not for this device.
     """
     from accelerate import Accelerator, DistributedType
     from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
+    device = config.resolve_device()
+    if config.precision == "fp16" and device.type == "cpu":
+        raise SettingsError("The precision fp16 needs a GPU; choose bf16 or fp32 on a CPU.")
     # The state is shared by all accelerators of a process; a second run may have another precision or device.
     AcceleratorState._reset_state(reset_partial_state=process_count() == 1)
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
-        cpu=config.resolve_device().type == "cpu",
+        cpu=device.type == "cpu",
         device_placement=False,
         step_scheduler_with_optimizer=False,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation, sync_each_batch=False),

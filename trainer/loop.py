@@ -72,12 +72,12 @@ def train(task: Task, config: LoopConfig, out: Path, *, identity: Mapping[str, A
         ResourceError: the disk is full, or another process of the run has ended.
     """
     accelerator = make_accelerator(config)
-    with _alone(out, accelerator, config):
+    with _alone(out, accelerator):
         return Run(task, config, out, accelerator, identity or {}).to_the_end()
 
 
 @contextlib.contextmanager
-def _alone(out: Path, accelerator: Accelerator, config: LoopConfig) -> Iterator[None]:
+def _alone(out: Path, accelerator: Accelerator) -> Iterator[None]:
     """Hold the folder, and watch the other processes if there are any."""
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
@@ -353,8 +353,7 @@ def _resume(checkpoints: Checkpoints, state: State, facts: Mapping[str, Any]) ->
     if saved is None:
         return None
     _check_same_run(checkpoints.folder, saved.facts, facts)
-    state.load(saved.tensors)
-    saved.tensors = {}
+    state.load(saved.tensors())
     log.info("resuming %s at step %d", checkpoints.folder, saved.step)
     return saved
 
