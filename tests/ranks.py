@@ -56,7 +56,7 @@ class ToyTask:
         pass
 
 
-def run(scenario: str, folder: Path, timeout: float = 900) -> None:
+def run(scenario: str, folder: Path, timeout: float = 1800) -> None:
     """Carry out a scenario in an interpreter of its own."""
     command = [sys.executable, "-m", "tests.ranks", scenario, str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

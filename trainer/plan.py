@@ -126,10 +126,16 @@ def cost_of_pass(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> tu
     """Bytes that a forward and backward pass takes at most, beside the parameters and their gradients; and its
     arithmetic, in floating-point operations of matrix products and convolutions."""
     parameters = list(parameters)
-    with LiveBytes(parameters) as memory, FlopCounterMode(display=False) as counter:
+    gradients = []
+    for parameter in parameters:
+        if parameter.requires_grad:  # gradients that are there already are added to, and not counted
+            parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    with LiveBytes([*parameters, *gradients]) as memory, FlopCounterMode(display=False) as counter:
         loss().backward()
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return memory.peak - _bytes(gradients), counter.get_total_flops()
+    for parameter in parameters:
+        parameter.grad = None
+    return memory.peak, counter.get_total_flops()
 
 
 def _timed_step(task: Task, config: LoopConfig, trained: Iterable[nn.Parameter]) -> float:
