@@ -2,6 +2,7 @@
 
     python -m tests.ranks SCENARIO FOLDER
 
+Whatever a run would import on its way is imported before, too, so that a forked one costs next to nothing.
 The process that runs pytest cannot fork them itself: autograd does not survive a fork once it has been used.
 """
 
@@ -20,7 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import accelerate.state  # noqa: F401 - for the forked runs
 import torch
+import torch._dynamo
+import torch.distributed.tensor
 from torch import Tensor, nn
 
 from seesr_core.errors import SeeSRError

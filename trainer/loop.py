@@ -256,9 +256,13 @@ def _parts(step: int, config: LoopConfig, accelerator: Accelerator) -> Iterator[
 
 @contextlib.contextmanager
 def _draws(config: LoopConfig, step: int, part: int) -> Iterator[None]:
-    """Within the block, dropout is drawn by image."""
-    with scoped_seed(config.seed, 4, step), DropoutByImage(config.images(part)):
-        yield
+    """Within the block, dropout is drawn by image; compiled networks draw it by the part of the batch."""
+    if config.compile == "none":
+        with scoped_seed(config.seed, 4, step), DropoutByImage(config.images(part)):
+            yield
+    else:  # torch.compile cannot trace a mode that makes generators
+        with scoped_seed(config.seed, 4, part):
+            yield
 
 
 class _Guard:
