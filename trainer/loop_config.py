@@ -49,8 +49,8 @@ class LoopConfig:
     tf32: bool = False
     """Whether matrix products in fp32 may round their inputs to TF32 on GPUs that can."""
     compile: str = "none"
-    """What torch.compile compiles: `none`, the `frozen` networks, the `trained` ones, or `all`. Dropout is then drawn by
-    the part of the batch, so a network that has some (stage 1) depends on how the batch is divided."""
+    """What torch.compile compiles: `none`, the `frozen` networks, the `trained` ones, or `all`. Dropout is then drawn
+    by the part of the batch, so a network that has some (stage 1) depends on how the batch is divided."""
     compile_backend: str = "inductor"
     """Of torch.compile."""
     device: str = "auto"
