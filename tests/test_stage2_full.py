@@ -48,7 +48,9 @@ def full_config() -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
-def shapes_only(unet: dict[str, Any], soft_dim: int, *, checkpointing: bool) -> Networks:
+def shapes_only(
+    unet: dict[str, Any], soft_dim: int, *, checkpointing: bool, hint_channels: tuple[int, ...]
+) -> Networks:
     """Networks without contents; call it and use them under `FakeTensorMode`."""
     nets: Any = Networks(
         unet=build_unet(unet, context_dim=soft_dim).requires_grad_(False),
@@ -58,7 +60,7 @@ def shapes_only(unet: dict[str, Any], soft_dim: int, *, checkpointing: bool) -> 
         tokenizer=None,
         dape=None,  # type: ignore[arg-type]
     )
-    nets.controlnet = controlnet_from_unet(nets.unet)
+    nets.controlnet = controlnet_from_unet(nets.unet, hint_channels=hint_channels)
     nets.controlnet.requires_grad_(True)
     for parameter in rca_parameters(nets.unet).values():
         parameter.requires_grad_(True)
@@ -68,10 +70,18 @@ def shapes_only(unet: dict[str, Any], soft_dim: int, *, checkpointing: bool) -> 
     return nets
 
 
-def cost(unet: dict[str, Any], soft_dim: int, side: int, *, bf16: bool, checkpointing: bool) -> tuple[int, int, int]:
+def cost(
+    unet: dict[str, Any],
+    soft_dim: int,
+    side: int,
+    *,
+    bf16: bool,
+    checkpointing: bool,
+    hint_channels: tuple[int, ...] = (16, 32, 96, 256),
+) -> tuple[int, int, int]:
     """Trained parameters, and bytes and arithmetic of a pass of one image with `side`² latents."""
     with FakeTensorMode():
-        nets = shapes_only(unet, soft_dim, checkpointing=checkpointing)
+        nets = shapes_only(unet, soft_dim, checkpointing=checkpointing, hint_channels=hint_channels)
         task = object.__new__(Stage2Task)
         task.networks = nets
         batch: Any = type("Batch", (), {})()
@@ -89,7 +99,10 @@ def cost(unet: dict[str, Any], soft_dim: int, side: int, *, bf16: bool, checkpoi
 
 
 def test_recomputing_activations_saves_memory() -> None:
-    plain, spared = (cost(unet_config(), SOFT_DIM, 16, bf16=False, checkpointing=value) for value in (False, True))
+    wide, small = unet_config(block_out_channels=[64, 128]), (4, 4, 4, 4)
+    plain, spared = (
+        cost(wide, SOFT_DIM, 16, bf16=False, checkpointing=value, hint_channels=small) for value in (False, True)
+    )
     assert 0 < spared[1] < plain[1]
     assert spared[2] > 1.2 * plain[2]
 
