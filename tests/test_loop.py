@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from torch import Tensor, nn
 from seesr_core.errors import DataError, SettingsError
 from trainer.data import seeded
 from trainer.loop import LoopConfig, flat, train
+from trainer.optimizers import build_optimizer
+
+from . import ranks
 
 
 class InterruptedRunError(Exception):
@@ -24,7 +29,7 @@ class InterruptedRunError(Exception):
 class ToyTask:
     """Regression with dropout, beside a frozen layer."""
 
-    def __init__(self, *, stop_at: int | None = None, explode_at: int | None = None) -> None:
+    def __init__(self, *, stop_at: int | None = None, explode_at: Container[int] = ()) -> None:
         self.first, self.dropout, self.frozen = nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1).requires_grad_(False)
         self.trained = nn.Sequential(self.first, self.dropout, self.frozen)
         generator = seeded(1)
@@ -38,7 +43,7 @@ class ToyTask:
             raise InterruptedRunError
         x = torch.randn(6, 4, generator=seeded(2, step))
         loss = (self.trained(x) - x.sum(1, keepdim=True)).square().mean()
-        return loss * (float("nan") if step == self.explode_at else 1.0), {"number": float(step)}
+        return loss * (float("nan") if step in self.explode_at else 1.0), {"number": float(step)}
 
     def sample(self, folder: Path, step: int) -> None:
         self.samples.append((step, self.first.weight.detach().clone()))
@@ -80,6 +85,9 @@ def test_the_rate_rises_halves_and_falls() -> None:
         {"save_every": 0},
         {"decay": "linear"},
         {"precision": "fp8"},
+        {"accumulation": 0},
+        {"keep_last": 0},
+        {"compile": "everything"},
         {"ema": 1.0},
     ],
 )
@@ -145,10 +153,18 @@ def test_a_run_with_other_settings_is_refused_and_the_setting_named(tmp_path: Pa
         train(ToyTask(), CONFIG, tmp_path, identity={"photos": "6"})
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="The loss of step 7 is nan"):
-        train(ToyTask(explode_at=7), CONFIG, tmp_path)
-    resumed = train(ToyTask(), CONFIG, tmp_path)
+def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(tmp_path: Path) -> None:
+    result = train(ToyTask(explode_at={7, 9}), CONFIG, tmp_path)
+    assert all(bool(tensor.isfinite().all()) for tensor in result.values())
+    assert [line.get("skipped") for line in log_lines(tmp_path)] == [None, None, None, 1, 2, 2]
+    assert all(math.isfinite(line["loss"]) for line in log_lines(tmp_path))
+
+
+def test_too_many_unsound_steps_in_a_row_end_the_run_and_keep_the_last_checkpoint(tmp_path: Path) -> None:
+    config = replace(CONFIG, max_skipped=1)
+    with pytest.raises(DataError, match=r"2 steps in a row had gradients that are not finite, the last one step 8"):
+        train(ToyTask(explode_at={7, 8}), config, tmp_path)
+    resumed = train(ToyTask(), config, tmp_path)
     assert all(bool(tensor.isfinite().all()) for tensor in resumed.values())
     assert log_lines(tmp_path)[-1]["step"] == CONFIG.steps
 
@@ -161,3 +177,56 @@ def test_lines_of_a_former_run_without_checkpoint_do_not_stay(tmp_path: Path) ->
 
 def test_nested_settings_get_dotted_names() -> None:
     assert flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}}) == {"a": 1, "b.c": 2, "b.d.e": [3]}
+
+
+def test_parts_of_a_batch_give_the_losses_of_the_whole(tmp_path: Path) -> None:
+    lines = {}
+    for accumulation in (1, 4):
+        config = replace(ranks.TOY, steps=4, accumulation=accumulation)
+        train(ranks.ToyTask(config), config, tmp_path / str(accumulation))
+        lines[accumulation] = [(line["loss"], line["grad_norm"]) for line in log_lines(tmp_path / str(accumulation))]
+    torch.testing.assert_close(torch.tensor(lines[4]), torch.tensor(lines[1]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(SettingsError, match="A batch of 4 images cannot be divided among 1 processes × accumulation 3"):
+        train(ranks.ToyTask(ranks.TOY), replace(ranks.TOY, accumulation=3), tmp_path / "3")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_precision_and_optimizer_learns(tmp_path: Path, precision: str) -> None:
+    config = replace(ranks.TOY, steps=40, precision=precision, optimizer="adamw-fused", save_every=40)
+    train(ranks.ToyTask(config), config, tmp_path)
+    losses = [line["loss"] for line in log_lines(tmp_path)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_half_precision_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="fp16 needs a GPU; choose bf16"):
+        train(ranks.ToyTask(ranks.TOY), replace(ranks.TOY, precision="fp16"), tmp_path)
+
+
+def test_an_optimizer_that_is_missing_or_unknown_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="optimizer must be 'adamw', 'adamw-fused' or 'adamw-8bit', got 'sgd'"):
+        build_optimizer("sgd", [nn.Parameter(torch.zeros(1))], learning_rate=0.1, weight_decay=0.0)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(SettingsError, match="pip install bitsandbytes"):
+            train(ranks.ToyTask(ranks.TOY), replace(ranks.TOY, optimizer="adamw-8bit"), tmp_path)
+
+
+def test_compiled_parts_have_the_same_losses_and_names(tmp_path: Path) -> None:
+    compiled = replace(ranks.TOY, steps=2, compile="all", compile_backend="eager")
+    tasks = [ranks.ToyTask(ranks.TOY) for _ in range(2)]
+    for task in tasks:
+        task.trained.eval()
+    plain = train(tasks[0], replace(ranks.TOY, steps=2), tmp_path / "plain")
+    result = train(tasks[1], compiled, tmp_path / "compiled")
+    assert all(torch.equal(result[name], tensor) for name, tensor in plain.items())
+    assert set(result) == set(plain)
+
+
+def test_a_run_folder_tells_recipe_code_and_environment(tmp_path: Path) -> None:
+    for steps in (1, 2):
+        train(ToyTask(), replace(CONFIG, steps=steps, decay="constant"), tmp_path, identity={"photos": "5"})
+    run = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    assert run["recipe"]["photos"] == "5"
+    assert run["recipe"]["learning_rate"] == CONFIG.learning_rate
+    assert len(run["starts"]) == 2
+    assert run["starts"][0]["packages"]["torch"].startswith(torch.__version__.split("+")[0])

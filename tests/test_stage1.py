@@ -298,7 +298,7 @@ def test_the_paper_recipe_has_the_published_values() -> None:
 
 @pytest.mark.parametrize("table", [STAGE1_RECIPES, STAGE2_RECIPES], ids=["stage1", "stage2"])
 def test_every_recipe_says_what_it_is_for_and_is_made_afresh(table) -> None:
-    assert list(table) == ["paper", "nano", "debug"]
+    assert {"paper", "nano", "debug"} <= set(table)
     for name, recipe in table.items():
         for topic in ("Reproduces:", "Expected:", "Hardware:", "Command: python -m trainer."):
             assert topic in recipe.__doc__, (name, topic)

@@ -1,4 +1,4 @@
-"""The command line that the stages share: a recipe gives the defaults, flags override single settings."""
+"""The command line that the stages share: a recipe gives the defaults, a TOML file and flags override settings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -16,6 +17,7 @@ import tyro
 from seesr_core.errors import SeeSRError
 
 from .recipes import get_recipe
+from .settings import overridden, read_toml
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +34,24 @@ _TOPICS = re.compile(r"\n(?=[A-Z][a-z]+: )")
 def parse(
     command: type[Command], recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str] | None, *, prog: str
 ) -> Command:
-    """Fill `command`, a dataclass with `recipe` and `config`, from the arguments.
+    """Fill `command`, a dataclass with `recipe`, `settings` and `config`, from the arguments.
 
     Every other field without a default is required; the fields of `config` are flags of their own (`--loop.steps 100`).
+    The recipe comes first, over it the TOML file of `--settings`, over that the flags.
 
     Raises:
-        SettingsError: an unknown recipe, or settings that cannot work.
+        SettingsError: an unknown recipe or setting, or settings that cannot work.
         SystemExit: arguments that cannot be read, or `--help`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
-    name = first.parse_known_args(arguments)[0].recipe
+    first.add_argument("--settings", type=Path)
+    chosen, _ = first.parse_known_args(arguments)
+    name = chosen.recipe
     config = get_recipe(recipes, name or next(iter(recipes)))
+    if chosen.settings:
+        config = overridden(config, read_toml(chosen.settings), chosen.settings)
     required = {f.name: tyro.MISSING for f in fields(command) if f.default is MISSING}  # type: ignore[arg-type]
     default = command(**{**required, "recipe": name or tyro.MISSING, "config": config})
     description = f"{inspect.getdoc(command)}\n\n{_described(recipes, name)}"

@@ -8,115 +8,46 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from seesr_core.errors import DataError
+from seesr_core.files import atomic_write
+
+from .ahead import Ahead
+from .mixture import WeightedOrder
+from .order import by_image, epoch_order, seeded
+from .photos import SUFFIXES, Photo, load_photo, load_rgb, opened, read_photos
+
+__all__ = [
+    "SUFFIXES",
+    "Crops",
+    "Photo",
+    "by_image",
+    "digest",
+    "epoch_order",
+    "fingerprint",
+    "load_photo",
+    "load_rgb",
+    "read_photos",
+    "same_photos",
+    "scoped_seed",
+    "seeded",
+    "write_skipped",
+]
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """One training photo."""
-
-    path: Path
-    """Where it lies."""
-    tags: tuple[str, ...] = ()
-    """What is known to be on it; a missing tag means unknown, not absent."""
-
-
-def read_photos(source: Path) -> list[Photo]:
-    """The photos of a folder (recursive, sorted), or of a JSON-lines list.
-
-    A line of the list has `file`, relative to the list, and optionally `tags`.
-
-    Raises:
-        DataError: nothing is there, a line is not as described, or no photo was found.
-    """
-    if source.is_dir():
-        photos = [Photo(path) for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES]
-    elif source.is_file():
-        photos = [_read_line(source, number, line) for number, line in enumerate(_lines(source), 1)]
-    else:
-        raise DataError(f"{source} does not exist; expected a folder of photos or a .jsonl list with one photo a line.")
-    if not photos:
-        raise DataError(f"No photos in {source}; expected at least one of {', '.join(sorted(SUFFIXES))}.")
-    return photos
-
-
-def _lines(source: Path) -> list[str]:
-    try:
-        return source.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} is no list of photos: expected a folder or UTF-8 text, found {error}.") from error
-
-
-def _read_line(source: Path, number: int, line: str) -> Photo:
-    try:
-        entry = json.loads(line)
-        path, tags = source.parent / entry["file"], entry.get("tags") or []
-        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise TypeError("tags are a list of words")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{source}:{number} should be a JSON object with the key 'file' and maybe a list 'tags', "
-            f"this is {line[:60]!r}."
-        ) from error
-    if not path.is_file():
-        raise DataError(
-            f"{source}:{number} names {entry['file']}, but {path} does not exist; put it there or drop the line."
-        )
-    return Photo(path, tuple(tags))
-
-
-def load_rgb(path: Path) -> Tensor:
-    """A photo as uint8 (3, H, W), EXIF rotation applied.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    with _opened(path) as image:
-        array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
-
-
-def _check_header(path: Path) -> None:
-    with _opened(path):
-        pass
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); remove it from the training data.") from error
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator for a tuple of numbers such as (seed, stream, step); different tuples give unrelated streams."""
-    # SeedSequence ignores zeros at the end, so the count goes in front.
-    entropy = [len(numbers), *(number & 0xFFFFFFFF for number in numbers)]
-    state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
-
-
-def epoch_order(number: int, count: int, seed: int) -> int:
-    """Which of `count` items is drawn as number `number`: each once an epoch, every epoch in an order of its own."""
-    epoch, position = divmod(number, count)
-    return int(torch.randperm(count, generator=seeded(seed, 1, epoch))[position])
+PAIR_SCALE = 4
+"""HR side over LR side of pairs that are given."""
+_GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
+_GREY_TOLERANCE = 6
+"""Levels by which the channels of a grey JPEG may differ."""
 
 
 @contextlib.contextmanager
@@ -132,54 +63,106 @@ class Crops:
     """Random square crops of photos.
 
     Args:
-        photos: what to crop from; photos that cannot be read are skipped and logged.
+        photos: what to crop from; photos that cannot be used are skipped, logged and kept in `skipped`.
         size: side of a crop in pixels.
         min_scale: photos are shrunk by a random factor between this and 1 before cropping (and never below `size`).
         seed: what the order and the crops derive from.
         memory: how many bytes of decoded photos are kept, the first ones of the list; the others are read again
             whenever they are drawn.
+        smallest: photos with a shorter side than this are skipped; smaller ones than `size` are enlarged.
+        skip_grey: whether photos without colour are skipped, too.
+        workers: threads that prepare the next batches; what a batch is does not depend on them.
+        stride: how far the numbers of the batches that this process asks for lie apart.
 
     Raises:
-        DataError: more than a tenth of the photos cannot be read.
+        DataError: more than a tenth of the photos cannot be used, or some are pairs and others not.
     """
 
     def __init__(
-        self, photos: Sequence[Photo], *, size: int, min_scale: float = 1.0, seed: int = 0, memory: int = 4 << 30
+        self,
+        photos: Sequence[Photo],
+        *,
+        size: int,
+        min_scale: float = 1.0,
+        seed: int = 0,
+        memory: int = 4 << 30,
+        smallest: int = 0,
+        skip_grey: bool = False,
+        workers: int = 0,
+        stride: int = 1,
     ) -> None:
         self.size, self.min_scale, self.seed = size, min_scale, seed
+        self.smallest, self.skip_grey = smallest, skip_grey
         self.photos: list[Photo] = []
+        self.skipped: list[str] = []
         self._kept: list[Tensor] = []
         self._room = memory
         for photo in photos:
             self._add(photo)
         if len(self) < 0.9 * len(photos):
-            raise DataError(f"Only {len(self)} of {len(photos)} photos can be used; the log above names the others.")
+            few = "; ".join(self.skipped[:5])
+            raise DataError(
+                f"Only {len(self)} of {len(photos)} photos can be used; the log above names the others ({few} …)."
+            )
+        self.paired = any(photo.lr for photo in self.photos)
+        if self.paired and not all(photo.lr for photo in self.photos):
+            raise DataError(
+                "Some photos have a degraded partner (LR) and others have not; train on one kind at a time."
+            )
+        self._order = self._weighted()
+        self._ahead = Ahead(self._make, workers, stride)
 
     def _add(self, photo: Photo) -> None:
         try:
             if self._room > 0:
-                self._keep(load_rgb(photo.path))
+                image = load_photo(photo)
+                self._check(photo, (image.shape[2], image.shape[1]), grey=self.skip_grey and _is_grey(image))
+                self._keep(image)
             else:
-                _check_header(photo.path)
+                with opened(photo) as header:
+                    self._check(photo, header.size, grey=self.skip_grey and header.mode in _GREY_MODES)
         except DataError as error:
             log.warning("skipped: %s", error)
+            self.skipped.append(str(error))
             return
         self.photos.append(photo)
+
+    def _check(self, photo: Photo, sides: tuple[int, int], *, grey: bool) -> None:
+        least = max(self.smallest, self.size if photo.lr else 1)
+        if min(sides) < least:
+            raise DataError(f"{photo.path} has {sides[0]}×{sides[1]} pixels, smaller than {least}.")
+        if grey:
+            raise DataError(f"{photo.path} has no colour.")
+        if photo.lr:
+            with opened(Photo(photo.lr)) as lr:
+                if tuple(side * PAIR_SCALE for side in lr.size) != sides:
+                    raise DataError(
+                        f"{photo.path} has {sides[0]}×{sides[1]} pixels, expected {PAIR_SCALE} times those of "
+                        f"{photo.lr} ({lr.size[0]}×{lr.size[1]})."
+                    )
 
     def _keep(self, image: Tensor) -> None:
         self._kept.append(image)
         self._room -= image.numel()
+
+    def _weighted(self) -> WeightedOrder | None:
+        """The order of a mixture, if the photos are from one."""
+        sources = list(dict.fromkeys(photo.source for photo in self.photos if photo.source))
+        if not sources:
+            return None
+        groups = [[i for i, photo in enumerate(self.photos) if photo.source == source] for source in sources]
+        return WeightedOrder(groups, [source.weight for source in sources], self.seed)
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def image(self, index: int) -> Tensor:
         """Photo `index` whole, uint8 (3, H, W)."""
-        return self._kept[index] if index < len(self._kept) else load_rgb(self.photos[index].path)
+        return self._kept[index] if index < len(self._kept) else load_photo(self.photos[index])
 
     def index(self, number: int) -> int:
         """Which photo is drawn as image `number`: every photo once an epoch, each epoch in an order of its own."""
-        return epoch_order(number, len(self), self.seed)
+        return self._order(number) if self._order else epoch_order(number, len(self), self.seed)
 
     def crop(self, index: int, generator: torch.Generator) -> Tensor:
         """A random crop of photo `index`, uint8 (3, size, size), flipped with probability ½."""
@@ -198,11 +181,42 @@ class Crops:
         return resized[0].round_().clamp_(0, 255).to(torch.uint8)
 
     def batch(self, step: int, count: int) -> tuple[Tensor, list[int]]:
-        """The crops of one training step: uint8 (count, 3, size, size) and the photo each came from."""
+        """The crops of part `step` of the training: uint8 (count, 3, size, size) and the photo each came from."""
+        return self._ahead.get(step, count)
+
+    def _make(self, step: int, count: int) -> tuple[Tensor, list[int]]:
         numbers = range(step * count, (step + 1) * count)
         indices = [self.index(number) for number in numbers]
         crops = [self.crop(index, seeded(self.seed, 2, number)) for index, number in zip(indices, numbers, strict=True)]
         return torch.stack(crops), indices
+
+    def pairs(self, step: int, count: int) -> tuple[Tensor, Tensor, list[int]]:
+        """As `batch`, of photos with a degraded partner: HR, LR (count, 3, size / 4, size / 4) and the photos."""
+        numbers = range(step * count, (step + 1) * count)
+        indices = [self.index(number) for number in numbers]
+        crops = [self._pair(i, seeded(self.seed, 2, number)) for i, number in zip(indices, numbers, strict=True)]
+        hr, lr = (torch.stack(images) for images in zip(*crops, strict=True))
+        return hr, lr, indices
+
+    def _pair(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same random window of HR and LR, both flipped with probability ½."""
+        hr, lr = self.image(index), load_rgb(cast(Path, self.photos[index].lr))
+        region = self.size // PAIR_SCALE
+        top, left = (_randint(side - region + 1, generator) for side in lr.shape[1:])
+        flipped = bool(_randint(2, generator))
+        crops = (_window(image, top * s, left * s, region * s) for image, s in ((hr, PAIR_SCALE), (lr, 1)))
+        hr, lr = (crop.flip(2) if flipped else crop for crop in crops)
+        return hr, lr
+
+
+def _window(image: Tensor, top: int, left: int, side: int) -> Tensor:
+    return image[:, top : top + side, left : left + side]
+
+
+def _is_grey(image: Tensor) -> bool:
+    """Whether the channels are the same but for what compression does to them."""
+    thumbnail = image[:, ::4, ::4].to(torch.int16)
+    return int((thumbnail - thumbnail.roll(1, 0)).abs().max()) <= _GREY_TOLERANCE
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -227,3 +241,11 @@ def same_photos(photos: Sequence[Photo]) -> str:
 
 def _randint(bound: int, generator: torch.Generator) -> int:
     return int(torch.randint(bound, (), generator=generator))
+
+
+def write_skipped(crops: Crops, folder: Path) -> None:
+    """List the photos that cannot be used in `folder/skipped.txt`, one sentence a line."""
+    if crops.skipped:
+        log.warning("%d photos were skipped; %s lists them", len(crops.skipped), folder / "skipped.txt")
+        with atomic_write(folder / "skipped.txt") as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in crops.skipped), "utf-8")

@@ -1,25 +1,44 @@
-"""Training pairs: crops of photos in, degraded and clean images out, the same ones whenever the same numbers ask."""
+"""Training pairs: crops of photos in, degraded and clean images out; what an image becomes depends on its number."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .data import seeded
+from seesr_core.errors import SettingsError
+
+from .data import Crops, Photo, seeded
 from .degradation import DegradationConfig, GeneratorDraws, Pair, degrade
+from .degradation.ops import quantize, resize
+from .distribution import process_count
+from .loop_config import LoopConfig
+
+if TYPE_CHECKING:
+    from .recipes import Stage1Config, Stage2Config
 
 
 def make_pairs(
-    hr_B3HW: Tensor, config: DegradationConfig, *, numbers: tuple[int, ...], group: int, device: torch.device
+    hr_B3HW: Tensor,
+    config: DegradationConfig,
+    *,
+    numbers: tuple[int, ...],
+    first: int = 0,
+    group: int,
+    device: torch.device,
 ) -> Pair:
     """Degrade crops on `device`, in float32 also within autocast.
 
     Args:
         hr_B3HW: crops, uint8.
         config: of the degradation.
-        numbers: what all draws derive from, such as (seed, stream, step).
+        numbers: what all draws derive from beside the number of the image, such as (seed, stream).
+        first: number of the first image; the others follow.
         group: crops that share the decisions which the degradation makes once a batch (resizes, kinds of noise, order).
             At 1 every image decides alone, as in the published training, where the set was degraded beforehand.
+            Groups begin at multiples of their size, so a batch may be divided between them only.
         device: where to compute.
 
     Returns:
@@ -28,9 +47,52 @@ def make_pairs(
     hr = hr_B3HW.to(device).float().div(255)
     with torch.autocast(device.type, enabled=False):
         parts = [
-            degrade(part, config, GeneratorDraws(seeded(*numbers, index))) for index, part in enumerate(hr.split(group))
+            degrade(part, config, GeneratorDraws(seeded(*numbers, first + index * group)))
+            for index, part in enumerate(hr.split(group))
         ]
     lr, hr_usm, lr_upsampled = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("lr", "hr_usm", "lr_upsampled")
     )
     return Pair(lr=lr, hr_usm=hr_usm, lr_upsampled=lr_upsampled.clamp(0, 1))
+
+
+def given_pairs(crops: Crops, step: int, count: int, *, device: torch.device) -> tuple[Pair, list[int]]:
+    """Crops of photos that come with their degraded partners, and which photos they are; HR is not sharpened."""
+    hr, lr, photos = crops.pairs(step, count)
+    hr, lr = (image.to(device).float().div(255) for image in (hr, lr))
+    upsampled = resize(lr, "bicubic", size=hr.shape[-2:])
+    return Pair(lr=lr, hr_usm=hr, lr_upsampled=quantize(upsampled.clamp(0, 1))), photos
+
+
+def make_crops(
+    photos: Sequence[Photo],
+    config: Stage1Config | Stage2Config,
+    *,
+    workers: int | None = None,
+    memory: int = 4 << 30,
+) -> Crops:
+    """The crops of a stage as its recipe wants them."""
+    return Crops(
+        photos,
+        size=config.crop,
+        min_scale=config.min_scale,
+        seed=config.loop.seed,
+        memory=memory,
+        smallest=config.smallest_photo,
+        skip_grey=config.skip_grey,
+        workers=config.loop.workers if workers is None else workers,
+        stride=process_count(),
+    )
+
+
+def check_groups(loop: LoopConfig, group: int) -> None:
+    """Refuse to divide a batch within a group.
+
+    Raises:
+        SettingsError: the parts of a batch are no multiples of `group`.
+    """
+    if loop.parts > 1 and loop.micro_batch % group:
+        raise SettingsError(
+            f"Each pass has {loop.micro_batch} images, which is no multiple of degradation_group ({group}): images of "
+            "one group would be degraded apart. Choose another accumulation, or degradation_group 1."
+        )

@@ -29,6 +29,10 @@ class Stage1Config:
     """Side of the HR crops in pixels; they are degraded at this size, then resized to the tagger's input."""
     min_scale: float = 1.0
     """Photos are shrunk by a random factor between this and 1 before cropping; 0 goes down to the size of the crop."""
+    smallest_photo: int = 0
+    """Photos with a shorter side than this are skipped; smaller ones than the crop are enlarged to it."""
+    skip_grey: bool = False
+    """Whether photos without colour are skipped."""
     degradation: DegradationConfig = field(default_factory=lambda: DegradationConfig(quantize=True))
     """How the LR photos are made; by default rounded to 8 bits, as the published set was stored."""
     degradation_group: int = 1
@@ -71,10 +75,20 @@ class Stage2Config:
     """Side of the HR crops in pixels, a multiple of 64."""
     min_scale: float = 1.0
     """Photos are shrunk by a random factor between this and 1 before cropping."""
+    smallest_photo: int = 0
+    """Photos with a shorter side than this are skipped; smaller ones than the crop are enlarged to it."""
+    skip_grey: bool = False
+    """Whether photos without colour are skipped."""
     degradation: DegradationConfig = field(default_factory=lambda: DegradationConfig(quantize=True))
     """How LR is made from HR."""
     null_text: float = 0.5
     """Probability that an image's tags are replaced by the empty prompt."""
+    trained: Literal["all", "rca-image-encoder"] = "all"
+    """What learns: ControlNet, its image encoder and RCA; or only RCA (of both networks) and the image encoder."""
+    timesteps: tuple[int, ...] = ()
+    """If given, only these are trained on; a distilled base model knows no others."""
+    validation_steps: int = 20
+    """Sampling steps of the validation."""
     timestep_power: float = 1.0
     """Timesteps are ⌊1000·u^power⌋ with uniform u: 1 is the paper's uniform choice, more favours late steps, which have
     little noise."""
@@ -85,12 +99,19 @@ class Stage2Config:
     pool: int = 0
     """Number of batches that are prepared once, kept in memory and drawn again with new noise and timesteps; 0 prepares
     every batch afresh. On a CPU degradation and frozen networks cost as much as the training itself."""
+    cache_texts: bool = False
+    """Whether text states are kept on disk, too, in the run folder: 0.3 MB a prompt at full size. In memory they are
+    always kept, up to 1 GiB."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
         _require(self.crop > 0 and self.crop % 64 == 0, "crop must be a positive multiple of 64 pixels", self.crop)
         _require(0 <= self.null_text <= 1, "null_text must lie in [0, 1]", self.null_text)
+        _require(self.validation_steps >= 1, "validation_steps must be at least 1", self.validation_steps)
+        within = all(0 <= t < 1000 for t in self.timesteps)
+        _require(within, "timesteps must lie from 0 to 999", self.timesteps)
+        _require(self.trained in ("all", "rca-image-encoder"), "trained is 'all' or 'rca-image-encoder'", self.trained)
         _require(self.timestep_power > 0, "timestep_power must be positive", self.timestep_power)
         _require(self.degradation_group >= 1, "degradation_group must be at least 1", self.degradation_group)
         _require(self.pool >= 0, "pool must not be negative", self.pool)
@@ -119,8 +140,9 @@ def stage1_paper() -> Stage1Config:
         warmup=50,
         milestones=(20_000, 30_000),
         max_grad_norm=math.inf,
+        workers=8,
     )
-    return Stage1Config(loop=loop)
+    return Stage1Config(loop=loop, smallest_photo=512, skip_grey=True)
 
 
 def stage1_nano() -> Stage1Config:
@@ -193,12 +215,61 @@ def stage2_paper() -> Stage2Config:
     first 10 k faces of FFHQ, tagged by the plain tagger. The paper names Adam; the published code runs AdamW with
     weight decay 0.01, and that is what this does.
     Expected: the paper's Table 2.
-    Hardware: 8 GPUs of 32 GB in the paper; on one, `--loop.batch-size` is what fits.
+    Hardware: 8 GPUs of 32 GB in the paper; `--loop.accumulation` cuts the batch into passes that fit, and any number
+    of processes (`accelerate launch -m trainer.stage2 …`) gives the same losses.
     Command: python -m trainer.stage2 --recipe paper --data LSDIR.jsonl --base sd-2-base --dape dape.safetensors
         --out runs/seesr
     """
-    loop = LoopConfig(steps=150_000, batch_size=192, learning_rate=5e-5, save_every=1000)
-    return Stage2Config(loop=loop, gradient_checkpointing=True)
+    loop = LoopConfig(steps=150_000, batch_size=192, learning_rate=5e-5, save_every=1000, workers=8)
+    return Stage2Config(loop=loop, smallest_photo=512, skip_grey=True, gradient_checkpointing=True)
+
+
+def stage2_finetune_24gb() -> Stage2Config:
+    """Fine-tuning of published weights on one GPU of 24 GB: RCA and the image encoder learn, the rest stays (§3.3).
+
+    Reproduces: nothing published; adapts `--init seesr.safetensors` to photos of one's own, such as scans.
+    Expected: the validation loss falls below that of step 0 within 2000 steps; not measured.
+    Hardware: one GPU of 24 GB. Planned peak: weights 8.4 GiB, gradients 1.4, moments in 8 bits 0.7; 13 GiB are left for
+    the activations of 2 images a pass, which are recomputed. Not run on a GPU yet.
+    Command: python -m trainer.stage2 --recipe finetune-24gb --data photos.jsonl --base sd-2-base
+        --dape dape.safetensors --init seesr.safetensors --out runs/finetune
+    """
+    loop = LoopConfig(
+        steps=5000,
+        batch_size=32,
+        accumulation=16,
+        learning_rate=2e-5,
+        warmup=100,
+        optimizer="adamw-8bit",
+        precision="bf16",
+        tf32=True,
+        save_every=500,
+        sample_every=500,
+        workers=4,
+    )
+    return Stage2Config(loop=loop, smallest_photo=512, trained="rca-image-encoder", gradient_checkpointing=True)
+
+
+def stage2_turbo() -> Stage2Config:
+    """SeeSR around SD-turbo: published weights go on at the four timesteps that the distilled U-Net was made for.
+
+    Reproduces: nothing published, whose turbo puts RCA trained with SD-2-base into SD-turbo as it is.
+    Expected: the validation loss at t = 250 … 999 below that of the untrained combination; not measured.
+    Hardware: one GPU of 80 GB, or several; not timed.
+    Command: python -m trainer.stage2 --recipe turbo --data photos.jsonl --base sd-turbo --dape dape.safetensors
+        --init seesr.safetensors --out runs/turbo
+    """
+    loop = LoopConfig(
+        steps=20_000,
+        batch_size=64,
+        accumulation=8,
+        learning_rate=2e-5,
+        warmup=200,
+        precision="bf16",
+        save_every=1000,
+        workers=8,
+    )
+    return Stage2Config(loop=loop, smallest_photo=512, timesteps=(249, 499, 749, 999), gradient_checkpointing=True)
 
 
 def stage2_nano() -> Stage2Config:
@@ -253,6 +324,8 @@ def stage2_debug() -> Stage2Config:
 
 STAGE2_RECIPES: Mapping[str, Callable[[], Stage2Config]] = {
     "paper": stage2_paper,
+    "finetune-24gb": stage2_finetune_24gb,
+    "turbo": stage2_turbo,
     "nano": stage2_nano,
     "debug": stage2_debug,
 }

@@ -30,10 +30,12 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.files import atomic_write
 
 from . import command
-from .data import Crops, Photo, digest, fingerprint, read_photos, same_photos, seeded
+from .data import Photo, digest, fingerprint, read_photos, same_photos, seeded, write_skipped
+from .distribution import is_main_process
 from .loop import flat, train
 from .losses import PromptLoss, prompt_loss
-from .pairs import make_pairs
+from .pairs import check_groups, given_pairs, make_crops, make_pairs
+from .plan import make_plan, show
 from .pool import Pool, PreparedPair
 from .recipes import STAGE1_RECIPES, Stage1Config
 from .samples import save_grid
@@ -54,12 +56,16 @@ class Command:
     """Named configuration."""
     teacher: Path
     """The tagger: `dape*.safetensors`, or the published `ram_swin_large_14m.pth` together with --tag-lists."""
-    data: Path
-    """HR photos: a folder, or a .jsonl list."""
+    data: str
+    """HR photos: a folder, a .jsonl list, webdataset shards (.tar, also at an address), or a mixture (.toml)."""
     out: Path
     """Folder of the run."""
     config: Annotated[Stage1Config, command.SETTINGS]
     """Settings."""
+    settings: Path | None = None
+    """TOML file whose keys override the recipe's; flags override the file."""
+    dry_run: bool = False
+    """Print parameters, memory, images and hours, and stop."""
     tag_lists: Path | None = None
     """Folder with `ram_tag_list.txt`, `ram_tag_list_threshold.txt` and maybe `ram_tag_list_chinese.txt`."""
 
@@ -69,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(lambda: run(command.parse(Command, STAGE1_RECIPES, argv, prog="python -m trainer.stage1")))
 
 
-def run(options: Command) -> Path:
+def run(options: Command) -> Path | None:
     """Read what the command names and train; returns the merged file."""
     teacher, vocabulary = read_teacher(options.teacher, options.tag_lists)
     photos = read_photos(options.data)
-    source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {options.data.name}"
+    if options.dry_run:
+        show(make_plan(Stage1Task(options.config, teacher, vocabulary, photos), options.config.loop))
+        return None
+    source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {Path(options.data).name}"
     return train_dape(options.config, teacher, vocabulary, photos, options.out, source=source)
 
 
@@ -129,7 +138,11 @@ def train_dape(
         DataError: too few photos, or `out` holds another run.
     """
     task = Stage1Task(config, teacher, vocabulary, photos, pool_folder=out / "pool")
+    if is_main_process():
+        write_skipped(task.crops, out)
     tensors = train(task, config.loop, out, identity=task.identity())
+    if not is_main_process():
+        return out / "dape.safetensors"
     return export(task.trained, tensors, config, vocabulary, out, source=f"{source}, {config.loop.steps} steps")
 
 
@@ -146,18 +159,24 @@ class Stage1Task:
         pool_folder: Path | None = None,
     ) -> None:
         self.config, self.vocabulary = config, vocabulary
+        check_groups(config.loop, config.degradation_group)
         self.device = config.loop.resolve_device()
         self.size = teacher.config.swin.image_size
         training, shown = hold_out(photos, config.samples)
         seed = config.loop.seed
-        self.crops = Crops(training, size=config.crop, min_scale=config.min_scale, seed=seed)
-        self.shown = Crops(shown, size=config.crop, min_scale=config.min_scale, seed=seed)
-        self.pool = Pool(config.pool, self._pool_key(), pool_folder, kind=PreparedPair)
+        self.crops = make_crops(training, config)
+        self.shown = make_crops(shown, config, workers=0)
+        self.pool = Pool(config.pool * config.loop.parts, self._pool_key(), pool_folder, kind=PreparedPair)
         self.teacher = teacher.requires_grad_(False).eval().to(self.device)
         self.trained = add_lora(copy.deepcopy(self.teacher), config, seeded(seed, 5)).to(self.device).train()
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """What is only looked through."""
+        return [self.teacher]
+
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        """Equation 1 of one batch, its parts as figures."""
+        """Equation 1 of one part of a batch, its terms as figures."""
         lr, hr = self._batch(step)
         with torch.no_grad():
             target = self.teacher(self._prepare(hr))
@@ -165,28 +184,38 @@ class Stage1Task:
         return loss.total, {"tokens": loss.tokens.item(), "logits": loss.logits.item()}
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The degraded and the clean crops of a step, from the pool if there is one."""
+        """The degraded and the clean crops of a part of a batch, from the pool if there is one."""
         if not self.config.pool:
-            return self._pair(self.crops.batch(step, self.config.loop.batch_size)[0], step)
+            return self._fresh(step)
         kept = self.pool.get(step, self._prepared)
         return kept.lr.to(self.device).float().div(255), kept.hr.to(self.device).float().div(255)
 
+    def _fresh(self, number: int) -> tuple[Tensor, Tensor]:
+        """Degraded anew, or as given with the photos."""
+        count = self.config.loop.micro_batch
+        if self.crops.paired:
+            pair, _ = given_pairs(self.crops, number, count, device=self.device)
+            return pair.lr_upsampled, pair.hr_usm
+        return self._pair(self.crops.batch(number, count)[0], number)
+
     def _prepared(self, number: int) -> PreparedPair:
-        lr, hr = self._pair(self.crops.batch(number, self.config.loop.batch_size)[0], number)
+        lr, hr = self._fresh(number)
         return PreparedPair(*(image.mul(255).round().to(torch.uint8).cpu() for image in (lr, hr)))
 
     def _pool_key(self) -> str:
         """Everything that a prepared batch depends on."""
         settings = asdict(self.config)
         parts = [settings[name] for name in ("crop", "min_scale", "degradation", "degradation_group")]
-        parts += [self.config.loop.seed, self.config.loop.batch_size, same_photos(self.crops.photos)]
+        parts += ["by image", self.config.loop.seed, self.config.loop.micro_batch, same_photos(self.crops.photos)]
         return digest(repr(part).encode() for part in parts)
 
     def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Degraded crops enlarged to the size of the clean ones, and the clean ones."""
-        numbers = (self.config.loop.seed, 3, step)
+        numbers, first = (self.config.loop.seed, 3), step * self.config.loop.micro_batch
         group = self.config.degradation_group
-        pair = make_pairs(hr_B3HW, self.config.degradation, numbers=numbers, group=group, device=self.device)
+        pair = make_pairs(
+            hr_B3HW, self.config.degradation, numbers=numbers, first=first, group=group, device=self.device
+        )
         return pair.lr_upsampled, pair.hr_usm
 
     def _prepare(self, image_B3HW: Tensor) -> Tensor:
@@ -196,8 +225,11 @@ class Stage1Task:
         return prompt_loss(*output, *target, weight=self.config.logits_weight)
 
     @torch.no_grad()
-    def sample(self, folder: Path, step: int) -> None:
-        """Write the photos kept out: HR above degraded as a picture, and what each tagger sees in them as JSON."""
+    def sample(self, folder: Path, step: int) -> dict[str, float]:
+        """Write the photos kept out: HR above degraded as a picture, and what each tagger sees in them as JSON.
+
+        Returns equation 1 of these photos with and without the adapter.
+        """
         crops = [self.shown.crop(i, seeded(self.config.loop.seed, 6, i)) for i in range(len(self.shown))]
         lr, hr = self._pair(torch.stack(crops), -1)
         self.trained.eval()
@@ -209,7 +241,8 @@ class Stage1Task:
         self.trained.train()
         save_grid(folder / f"{step:07d}.png", [hr, lr])
         with atomic_write(folder / f"{step:07d}.json") as temporary:
-            temporary.write_text(json.dumps(self._report(seen), indent=1, ensure_ascii=False), "utf-8")
+            temporary.write_text(json.dumps(report := self._report(seen), indent=1, ensure_ascii=False), "utf-8")
+        return {"val_loss": report["loss_dape"], "val_loss_plain": report["loss_plain"]}
 
     def _report(self, seen: Mapping[str, DAPEOutput]) -> dict[str, Any]:
         """Equation 1 without and with the adapter, and the strongest tags of each photo."""

@@ -20,83 +20,32 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from seesr_core.checkpoints.base import Base, load_base
+from seesr_core.checkpoints.base import load_base
 from seesr_core.checkpoints.control import ControlParts, read_control, write_control
 from seesr_core.checkpoints.ram import read_dape
-from seesr_core.control import controlnet_from_unet
-from seesr_core.dape import DAPE, prepare
+from seesr_core.dape import prepare
 from seesr_core.errors import DataError
-from seesr_core.prior import build_unet
-from seesr_core.rca import rca_parameters
 from seesr_core.schedule import alphas_cumprod
 from seesr_core.text import encode_prompts
 
 from . import command
-from .data import Crops, Photo, digest, fingerprint, read_photos, scoped_seed, seeded
+from .cache import FrozenCache
+from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, write_skipped
+from .degradation import Pair
+from .distribution import is_main_process
 from .loop import flat, train
 from .losses import noise_loss
-from .pairs import make_pairs
+from .networks import Networks, build_networks
+from .pairs import check_groups, given_pairs, make_crops, make_pairs
+from .plan import make_plan, show
 from .pool import Pool, Prepared
 from .recipes import STAGE2_RECIPES, Stage2Config
 from .samples import save_grid
+from .validation import Validation
+
+__all__ = ["Batch", "Networks", "Stage2Task", "build_networks", "export", "tag_prompts", "train_control"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True)
-class Networks:
-    """The networks of stage 2."""
-
-    unet: Any
-    """Frozen U-Net with trained RCA."""
-    controlnet: Any
-    """Trained."""
-    vae: Any
-    """Frozen."""
-    text_encoder: Any
-    """Frozen."""
-    tokenizer: Any
-    """Of the text encoder."""
-    dape: DAPE
-    """Frozen, adapters merged."""
-
-    def to(self, device: torch.device) -> Networks:
-        """Move all of them."""
-        for module in (self.unet, self.controlnet, self.vae, self.text_encoder, self.dape):
-            module.to(device)
-        return self
-
-
-def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: ControlParts | None = None) -> Networks:
-    """RCA fresh in the U-Net (or from `resume`), the ControlNet a copy of the encoder; only they require gradients.
-
-    RCA's start depends on `config.loop.seed` alone.
-    """
-    with scoped_seed(config.loop.seed, 6):
-        unet = build_unet(base.unet_config, context_dim=dape.config.token_width)
-        unet.load_state_dict({key: value.float() for key, value in base.unet_state.items()}, strict=False)
-        controlnet = controlnet_from_unet(unet, hint_channels=config.hint_channels)
-    if resume is not None:
-        unet.load_state_dict(_float(resume.rca_state), strict=False)
-        controlnet.load_state_dict(_float(resume.controlnet_state))
-    networks = Networks(
-        unet=unet.requires_grad_(False),
-        controlnet=controlnet,
-        vae=base.vae.requires_grad_(False),
-        text_encoder=base.text_encoder.requires_grad_(False),
-        tokenizer=base.tokenizer,
-        dape=dape.requires_grad_(False).eval(),
-    )
-    for parameter in rca_parameters(unet).values():
-        parameter.requires_grad_(True)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        controlnet.enable_gradient_checkpointing()
-    return networks
-
-
-def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.float() for key, value in state.items()}
 
 
 @dataclass(slots=True)
@@ -130,52 +79,77 @@ class Stage2Task:
         tags: Sequence[str],
         *,
         pool_folder: Path | None = None,
+        text_folder: Path | None = None,
+        validation: Validation | None = None,
     ) -> None:
+        self.text_folder, self.validation = text_folder, validation
+        self._texts: FrozenCache | None = None
         self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
+        check_groups(config.loop, config.degradation_group)
         self.device = config.loop.resolve_device()
         self.networks.to(self.device)
         self.acp = alphas_cumprod().to(self.device)
-        self.pool = Pool(config.pool, self._pool_key() if config.pool else "", pool_folder, kind=Prepared)
+        key = self._pool_key() if config.pool else ""
+        self.pool = Pool(config.pool * config.loop.parts, key, pool_folder, kind=Prepared)
         self.trained: nn.Module = nn.ModuleDict({"controlnet": networks.controlnet, "unet": networks.unet})
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """What is only looked through."""
+        return [self.networks.vae, self.networks.text_encoder, self.networks.dape]
+
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        """Eq. 2 of one batch."""
+        """Eq. 2 of one part of a batch."""
         batch = self.batch(step)
-        with torch.no_grad():
-            text = self.encode_text(batch.prompts)
-        pred = self.predict(self.noisy(batch), batch, text)
+        pred = self.predict(self.noisy(batch), batch, self.text_states(batch.prompts))
         per_image = (pred.float() - batch.noise).square().mean((1, 2, 3)).detach()
         return noise_loss(pred, batch.noise), _by_band(per_image, batch.timesteps)
 
     @torch.no_grad()
     def batch(self, step: int) -> Batch:
-        """All inputs of a step; every random draw derives from (seed, step)."""
-        config, generator = self.config, seeded(self.config.loop.seed, 10, step)
+        """All inputs of a part of a step; every random draw derives from the seed and the number of its image."""
+        config = self.config
         prepared = self.pool.get(step, self._prepare)
-        count = len(prepared.photos)
-        u = torch.rand(count, generator=generator)
-        drop = torch.rand(count, generator=generator) < config.null_text
+        generators = by_image(config.loop.seed, 10, images=config.loop.images(step))
+        u, drop_u = (torch.cat([torch.rand(1, generator=generator) for generator in generators]) for _ in range(2))
+        drop = drop_u < config.null_text
         latents = prepared.latents.to(self.device)
         return Batch(
             target=prepared.target.to(self.device).float().div(255),
             condition=prepared.condition.to(self.device).float().div(255),
             latents=latents,
-            noise=torch.randn(latents.shape, generator=generator).to(self.device),
-            timesteps=(1000 * u.pow(config.timestep_power)).long().clamp(max=999).to(self.device),
+            noise=torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(self.device),
+            timesteps=self._timesteps(u).to(self.device),
             soft_prompt=prepared.soft_prompt.to(self.device),
             prompts=["" if d else self.tags[i] for d, i in zip(drop.tolist(), prepared.photos.tolist(), strict=True)],
         )
 
+    def _timesteps(self, u: Tensor) -> Tensor:
+        """Timesteps for even draws u (B,) from [0, 1)."""
+        chosen = torch.tensor(self.config.timesteps or range(1000))
+        return chosen[(len(chosen) * u.pow(self.config.timestep_power)).long().clamp(max=len(chosen) - 1)]
+
     def _prepare(self, number: int) -> Prepared:
-        config, numbers = self.config, (self.config.loop.seed, 7, number)
-        crops, photos = self.crops.batch(number, config.loop.batch_size)
+        images = self.config.loop.images(number)
+        if self.crops.paired:
+            return self.encoded(*given_pairs(self.crops, number, len(images), device=self.device), images)
+        crops, photos = self.crops.batch(number, len(images))
+        return self.encoded(self.degraded(crops, images[0]), photos, images)
+
+    def degraded(self, crops: Tensor, first: int) -> Pair:
+        """The pairs made of crops, uint8 (B, 3, H, W), the first of which is image number `first`."""
+        config, numbers = self.config, (self.config.loop.seed, 7)
         group, device = config.degradation_group, self.device
-        pair = make_pairs(crops, config.degradation, numbers=numbers, group=group, device=device)
+        return make_pairs(crops, config.degradation, numbers=numbers, first=first, group=group, device=device)
+
+    @torch.no_grad()
+    def encoded(self, pair: Pair, photos: Sequence[int], images: Sequence[int]) -> Prepared:
+        """What the frozen networks make of pairs; `photos` they are from, `images` they are in the run."""
         return Prepared(
             photos=torch.tensor(photos),
             target=_to_u8(pair.hr_usm),
             condition=_to_u8(pair.lr_upsampled),
-            latents=self.encode_image(pair.hr_usm, seeded(config.loop.seed, 8, number)).cpu(),
+            latents=self.encode_image(pair.hr_usm, by_image(self.config.loop.seed, 8, images=images)).cpu(),
             soft_prompt=self.soft_prompt(pair.lr_upsampled).cpu(),
         )
 
@@ -183,7 +157,7 @@ class Stage2Task:
         """Everything that a prepared batch depends on."""
         config, names = self.config, ("crop", "min_scale", "degradation", "degradation_group")
         settings = {name: asdict(config)[name] for name in names}
-        loop = (config.loop.seed, config.loop.batch_size, config.loop.precision)
+        loop = ("by image", config.loop.seed, config.loop.micro_batch, config.loop.precision)
         networks = fingerprint(self.networks.vae), fingerprint(self.networks.dape)
         return digest(repr(part).encode() for part in (settings, loop, networks, self._photos()))
 
@@ -194,10 +168,13 @@ class Stage2Task:
         """What must stay the same when the stage is resumed."""
         settings = asdict(self.config)
         del settings["loop"]
-        return {**flat(settings), "photos": self._photos()}
+        ends = (self.networks.unet.conv_in, self.networks.unet.conv_out)  # tell base models apart, and are small
+        made_of = {"base": " ".join(map(fingerprint, ends)), "dape": fingerprint(self.networks.dape)}
+        return {**flat(settings), "photos": self._photos(), **made_of}
 
-    def encode_image(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """The scaled latent of an image in [0, 1]: a sample of the posterior, or a deterministic autoencoder's code."""
+    def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
+        """Scaled latents of images in [0, 1]: samples of the posterior (one generator, or one for each image), or a
+        deterministic autoencoder's codes."""
         encoded = self.networks.vae.encode(image * 2 - 1)
         code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample(generator)
         return (code * self.networks.vae.config.scaling_factor).float()
@@ -210,6 +187,14 @@ class Stage2Task:
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Last hidden state (B, 77, D)."""
         return encode_prompts(prompts, self.networks.tokenizer, self.networks.text_encoder)
+
+    @torch.no_grad()
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
+        """As `encode_text`, of the frozen text encoder; every prompt is encoded once."""
+        if self._texts is None:
+            key = f"{fingerprint(self.networks.text_encoder)} {self.config.loop.precision}"
+            self._texts = FrozenCache(key, self.text_folder)
+        return self._texts.get(prompts, self.encode_text).to(self.device)
 
     def noisy(self, batch: Batch) -> Tensor:
         """z_t = √ᾱ_t·z₀ + √(1 − ᾱ_t)·ε."""
@@ -233,8 +218,8 @@ class Stage2Task:
         )
         return eps
 
-    def sample(self, folder: Path, step: int) -> None:
-        """LR, one-step estimates of z₀ from t = 250 and 500, HR: what the network has learnt so far, in seconds."""
+    def sample(self, folder: Path, step: int) -> Mapping[str, float] | None:
+        """LR, one-step estimates of z₀ from t = 250 and 500, HR; and the figures of the validation, if there is one."""
         batch = self.batch(0)
         text = self.encode_text(batch.prompts)
         rows = [batch.condition]
@@ -244,6 +229,7 @@ class Stage2Task:
             z = (x - (1 - acp).sqrt() * self.predict(x, batch, text).float()) / acp.sqrt()
             rows.append(self.decode(z))
         save_grid(folder / f"{step:06d}.png", [row[:8] for row in (*rows, batch.target)])
+        return self.validation(self, folder, step) if self.validation else None
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents -> image in [0, 1]."""
@@ -289,8 +275,9 @@ class Command:
 
     recipe: str
     """Named configuration."""
-    data: Path
-    """Photos with tags: a .jsonl list, the tags made by the plain tagger on the HR photos."""
+    data: str
+    """Photos with tags: a .jsonl list as `python -m trainer.tag` writes it, webdataset shards (.tar, also at an
+    address), or a mixture of those (.toml)."""
     base: Path
     """Base model: diffusers folder (SD-2-base) or our single file."""
     dape: Path
@@ -299,6 +286,14 @@ class Command:
     """Folder of the run."""
     config: Annotated[Stage2Config, command.SETTINGS]
     """Settings."""
+    settings: Path | None = None
+    """TOML file whose keys override the recipe's; flags override the file."""
+    dry_run: bool = False
+    """Print parameters, memory, images and hours, and stop."""
+    validate: Path | None = None
+    """Folder with LR and HR, pairs to judge the run by; `python -m trainer.evaluate.degrade` makes some."""
+    niqe_params: Path | None = None
+    """NIQE's published parameters (.npz), to have it among the figures."""
     init: Path | None = None
     """Start from these `seesr*.safetensors` weights instead of fresh ones."""
 
@@ -308,13 +303,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(lambda: run(command.parse(Command, STAGE2_RECIPES, argv, prog="python -m trainer.stage2")))
 
 
-def run(options: Command) -> Path:
+def run(options: Command) -> Path | None:
     """Read what the command names, train (or resume) and export; returns the exported file."""
-    photos = read_photos(options.data)
-    dape, _ = read_dape(options.dape)
+    photos, config = read_photos(options.data), options.config
+    dape, vocabulary = read_dape(options.dape)
     start = read_control(options.init) if options.init else None
-    networks = build_networks(load_base(options.base), dape, options.config, start)
-    return train_control(options.config, networks, photos, options.out, base=options.base.name, recipe=options.recipe)
+    networks = build_networks(load_base(options.base), dape, config, start)
+    if options.dry_run:
+        crops = make_crops(photos, config)
+        show(make_plan(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
+        return None
+    about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe}
+    settings = {"steps": config.validation_steps}
+    judge = Validation.of_folder(options.validate, vocabulary, settings, options.niqe_params)
+    return train_control(config, networks, photos, options.out, validation=judge, **about)
 
 
 def train_control(
@@ -324,15 +326,21 @@ def train_control(
     out: Path,
     *,
     pool_folder: Path | None = None,
+    validation: Validation | None = None,
     **about: Any,
 ) -> Path:
     """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata."""
-    crops = Crops(photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
-    task = Stage2Task(config, networks, crops, tag_prompts(crops.photos), pool_folder=pool_folder or out / "pool")
+    crops = make_crops(photos, config)
+    if is_main_process():
+        write_skipped(crops, out)
+    tags, folder = tag_prompts(crops.photos), pool_folder or out / "pool"
+    texts = out / "texts" if config.cache_texts else None
+    task = Stage2Task(config, networks, crops, tags, pool_folder=folder, text_folder=texts, validation=validation)
     weights = train(task, config.loop, out, identity=task.identity())
     path = out / "seesr-control.safetensors"
-    export(task, weights, path, **about)
-    log.info("wrote %s", path)
+    if is_main_process():
+        export(task, weights, path, **about)
+        log.info("wrote %s", path)
     return path
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from seesr_core.errors import SettingsError
+
 from .. import command
+from ..distribution import process_count
 from .build import Builder
 from .recipe import NANO_RECIPES, NanoConfig
 
@@ -25,6 +28,8 @@ class Command:
     """Folder of the run; the model ends up in its folder `model`."""
     config: Annotated[NanoConfig, command.SETTINGS]
     """Settings."""
+    settings: Path | None = None
+    """TOML file whose keys override the recipe's; flags override the file."""
     tag_lists: Path | None = None
     """Folder with RAM's public tag lists: a larger vocabulary for prompts, and Chinese names of tags."""
     init: Path | None = None
@@ -39,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Command) -> None:
+    if process_count() > 1:
+        raise SettingsError("The small model is built by one process; start it without a launcher.")
     Builder(options.config, options.photos, options.out, options.tag_lists, options.init).build(options.parts)
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import Crops, seeded
+from ..data import Crops, by_image, seeded
 from ..loop import LoopConfig
 from ..samples import save_grid
 
@@ -74,10 +74,11 @@ class AutoencoderTask:
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Charbonnier on pixels and differences, plus the code's statistics."""
-        x, _ = self.crops.batch(step, self.config.loop.batch_size)
+        x, _ = self.crops.batch(step, self.config.loop.micro_batch)
         x = to_signed(x.to(self.device)).contiguous(memory_format=torch.channels_last)
         z = self.trained.encoder(x)
-        noise = torch.randn(z.shape, generator=seeded(self.config.loop.seed, 3, step)).to(self.device)
+        generators = by_image(self.config.loop.seed, 3, images=self.config.loop.images(step))
+        noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(self.device)
         y = self.trained.decoder(z + self.config.latent_noise * noise).float()
         pixels = charbonnier(y - x)
         edges = sum(charbonnier(d) for d in differences(y - x)) / 2

@@ -99,8 +99,7 @@ class TaggerTask:
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Asymmetric loss of one augmented batch, of the head and of the linear classifier."""
-        count = self.config.loop.batch_size
-        numbers = range(step * count, (step + 1) * count)
+        numbers = self.config.loop.images(step)
         indices = [epoch_order(number, len(self.images), self.config.loop.seed) for number in numbers]
         crops = [self._crop(i, seeded(self.config.loop.seed, 2, n)) for i, n in zip(indices, numbers, strict=True)]
         tokens, logits = self.tagger(torch.stack(crops).to(self.device))

@@ -1,0 +1,175 @@
+"""Stage 2: draws that belong to images, what is trained, the validation, and the dry run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from seesr_core.checkpoints.base import Base
+from seesr_core.checkpoints.control import ControlParts
+from seesr_core.errors import DataError, SettingsError, WeightsError
+from seesr_core.rca import rca_parameters
+from trainer.plan import make_plan
+from trainer.stage2 import build_networks, train_control
+from trainer.validation import BANDS, Validation, read_pairs
+
+from .stage2_nets import config, small_networks, small_task, write_photos
+from .tiny_model import tagger
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two pairs of noise."""
+    for kind, side in (("LR", 16), ("HR", 64)):
+        (tmp_path / "pairs" / kind).mkdir(parents=True)
+        for index in range(2):
+            pixels = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "pairs" / kind / f"{index}.png")
+    return tmp_path / "pairs"
+
+
+def test_an_image_gets_the_same_draws_in_whichever_part_of_the_batch_it_is(photos: Path) -> None:
+    whole = small_task(photos, config(batch_size=4)).batch(1)
+    parts = [small_task(photos, config(batch_size=4, accumulation=2)).batch(number) for number in (2, 3)]
+    for name in ("target", "condition", "noise", "timesteps"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    for name in ("latents", "soft_prompt"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(joined, getattr(whole, name), rtol=1e-4, atol=1e-5)
+    assert [*parts[0].prompts, *parts[1].prompts] == whole.prompts
+    assert len(set(whole.timesteps.tolist())) > 1
+    assert not torch.equal(whole.noise[0], whole.noise[1])
+
+
+def test_a_group_that_is_degraded_together_is_not_divided(photos: Path) -> None:
+    grouped = replace(config(batch_size=4, accumulation=4), degradation_group=2)
+    with pytest.raises(SettingsError, match=r"Each pass has 1 images, which is no multiple of degradation_group \(2\)"):
+        small_task(photos, grouped)
+
+
+def test_only_the_chosen_timesteps_are_trained(photos: Path) -> None:
+    task = small_task(photos, replace(config(), timesteps=(249, 999)))
+    assert task._timesteps(torch.tensor([0.0, 0.49, 0.5, 0.999])).tolist() == [249, 249, 999, 999]
+    assert small_task(photos)._timesteps(torch.tensor([0.0, 0.5, 0.9999])).tolist() == [0, 500, 999]
+
+
+def test_the_validation_is_the_same_every_time_and_writes_its_pictures(
+    photos: Path, pairs: Path, tmp_path: Path
+) -> None:
+    settings = {"steps": 2, "min_size": 64, "cfg": 1.0}
+    task = small_task(photos, validation=Validation(read_pairs(pairs), tagger()[1], settings))
+    figures, again = task.sample(tmp_path, 3), task.sample(tmp_path, 4)
+    assert figures is not None
+    assert figures == again
+    assert {"val_loss", "psnr_y", "ssim_y", *(f"val_loss_t{first}" for first, _ in BANDS)} == set(figures)
+    bands = [figures[f"val_loss_t{first}"] for first, _ in BANDS]
+    assert figures["val_loss"] == pytest.approx(sum(bands) / len(bands))
+    with Image.open(tmp_path / "validation-000003.png") as grid:
+        assert grid.size == (2 * 64, 3 * 64)
+
+
+def test_pairs_that_do_not_fit_are_refused(pairs: Path) -> None:
+    Image.new("RGB", (60, 64)).save(pairs / "HR" / "1.png")
+    with pytest.raises(DataError, match=r"HR of 1 has \(64, 60\) pixels, expected four times its LR's \(16, 16\)"):
+        read_pairs(pairs)
+    (pairs / "HR" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"LR has 1 without a partner"):
+        read_pairs(pairs)
+
+
+def test_a_run_logs_its_validation_and_keeps_the_best_state(photos: Path, pairs: Path, tmp_path: Path) -> None:
+    settings = config(steps=2, batch_size=2, sample_every=1)
+    validation = Validation(read_pairs(pairs), tagger()[1], {"steps": 1, "min_size": 64, "cfg": 1.0})
+    train_control(
+        settings, small_networks(), small_task(photos).crops.photos, tmp_path, validation=validation, base="tiny"
+    )
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text("utf-8").splitlines()]
+    judged = {line["step"]: line["val_loss"] for line in lines}
+    assert sorted(judged) == [1, 2]
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text("utf-8"))
+    assert best["val_loss"] == min(judged.values())
+
+
+def test_a_dry_run_counts_parameters_memory_images_and_hours(photos: Path) -> None:
+    settings = config(steps=100, batch_size=4, accumulation=2, ema=0.9)
+    task = small_task(photos, settings)
+    plan = make_plan(task, settings.loop)
+    controlnet = sum(p.numel() for p in task.networks.controlnet.parameters())
+    rca = sum(p.numel() for p in rca_parameters(task.networks.unet).values())
+    assert plan.trained == controlnet + rca
+    assert plan.memory["gradients"] == plan.memory["average"] == 4 * plan.trained
+    assert plan.memory["optimizer"] == 8 * plan.trained
+    assert plan.memory["weights"] == 4 * (plan.trained + plan.frozen)
+    assert plan.checkpoint == 16 * plan.trained
+    assert plan.memory["activations"] > 2 * 3 * 64 * 64 * 4
+    assert plan.flops > 2 * 64 * 64 * 3 * 9
+    assert (plan.images, plan.photos) == (400, 6)
+    assert plan.hours == pytest.approx(400 / plan.images_per_second / 3600)
+    text = "\n".join(plan.lines())
+    assert f"{plan.trained:,} trained" in text
+    assert "66.7 epochs of 6 photos" in text
+    assert all(p.grad is None for p in task.networks.vae.parameters())
+
+
+def test_a_dry_run_leaves_the_weights_as_they_are(photos: Path) -> None:
+    task: Any = small_task(photos)
+    before = [p.detach().clone() for p in task.trained.parameters()]
+    make_plan(task, config().loop)
+    assert all(torch.equal(p, old) for p, old in zip(task.trained.parameters(), before, strict=True))
+
+
+def test_a_run_with_another_tagger_or_base_is_refused(photos: Path, tmp_path: Path) -> None:
+    settings = config(steps=1, sample_every=0)
+    train_control(settings, small_networks(), small_task(photos).crops.photos, tmp_path, base="tiny")
+    for part, name in (("dape", "dape"), ("unet", "base")):
+        nets = small_networks()
+        parameter = next(iter(nets.dape.parameters())) if part == "dape" else nets.unet.conv_in.weight
+        parameter.data.add_(0.1)
+        with pytest.raises(DataError, match=rf"other settings \({name}: "):
+            train_control(settings, nets, small_task(photos).crops.photos, tmp_path, base="tiny")
+
+
+def test_weights_of_another_family_are_no_start(photos: Path) -> None:
+    nets = small_networks()
+    start = ControlParts.from_modules(nets.unet, nets.controlnet, base="tiny")
+    base = Base(
+        unet_config={**start.unet_config, "cross_attention_dim": 1024},
+        unet_state={},
+        vae=nets.vae,
+        text_encoder=nets.text_encoder,
+        tokenizer=nets.tokenizer,
+        scheduler={},
+    )
+    with pytest.raises(WeightsError, match=r"\(tiny\) were made for cross_attention_dim 32, .* has 1024"):
+        build_networks(base, nets.dape, config(), start)
+
+
+def test_rca_and_the_image_encoder_alone_can_be_trained(photos: Path) -> None:
+    nets = small_networks()
+    start = ControlParts.from_modules(nets.unet, nets.controlnet)
+    base = Base(
+        unet_config=start.unet_config,
+        unet_state={},
+        vae=nets.vae,
+        text_encoder=nets.text_encoder,
+        tokenizer=nets.tokenizer,
+        scheduler={},
+    )
+    settings = replace(config(), trained="rca-image-encoder", hint_channels=(8, 8, 8, 8))
+    built = build_networks(base, nets.dape, settings, start)
+    learning = [name for name, p in built.controlnet.named_parameters() if p.requires_grad]
+    assert {"image_attentions" in name or name.startswith("controlnet_cond_embedding.") for name in learning} == {True}
+    assert any("image_attentions" in name for name in learning)
+    assert any(name.startswith("controlnet_cond_embedding.") for name in learning)
+    assert [name for name, p in built.unet.named_parameters() if p.requires_grad] == list(rca_parameters(built.unet))

@@ -1,0 +1,83 @@
+"""Tagging of photos: the list, going on after an interruption, and several processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seesr_core.checkpoints.ram import write_dape
+from seesr_core.dape import Vocabulary
+from seesr_core.errors import DataError
+from trainer import tag
+from trainer.data import Photo, load_photo, read_photos
+
+from .stage2_nets import write_photos
+from .tiny_model import tagger
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> tag.Options:
+    (tmp_path / "photos").mkdir()
+    write_photos(tmp_path / "photos", 5)
+    dape, vocabulary = tagger()
+    generous = Vocabulary(tags=vocabulary.tags, thresholds=torch.full((len(vocabulary),), 0.05))
+    write_dape(tmp_path / "tagger.safetensors", dape, generous)
+    folder = tmp_path / "photos"
+    return tag.Options(tagger=tmp_path / "tagger.safetensors", data=str(folder), out=tmp_path / "t.jsonl", batch_size=2)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+
+
+def test_every_photo_gets_its_tags_and_the_list_is_read_by_the_stages(options: tag.Options) -> None:
+    assert tag.tag(options) == options.out
+    found = lines(options.out)
+    assert [line["file"] for line in found] == [f"photos/{number}.png" for number in range(5)]
+    assert any(line["tags"] for line in found)
+    assert [list(photo.tags) for photo in read_photos(options.out)] == [line["tags"] for line in found]
+
+
+def test_an_interrupted_run_goes_on_and_tags_nothing_twice(
+    options: tag.Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag.tag(options)
+    expected = lines(options.out)
+    part = options.out.with_name("t.part-0000.jsonl")
+    options.out.unlink()
+    kept = part.read_text("utf-8").splitlines()[:3]
+    part.write_text("\n".join(kept) + '\n{"file": "photos/4', "utf-8")
+    seen: list[str] = []
+
+    def load(photo: Photo) -> Tensor:
+        seen.append(photo.path.name)
+        return load_photo(photo)
+
+    monkeypatch.setattr("trainer.tag.load_photo", load)
+    tag.tag(options)
+    assert seen == ["2.png", "3.png", "4.png"]
+    assert lines(options.out) == expected
+
+
+def test_processes_share_the_photos_and_the_last_one_joins_their_lists(
+    options: tag.Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = lines(tag.tag(options) or options.out)
+    for path in options.out.parent.glob("t*.jsonl"):
+        path.unlink()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, result in (("1", None), ("0", options.out)):
+        monkeypatch.setenv("RANK", rank)
+        assert tag.tag(options) == result
+    assert lines(options.out) == expected
+
+
+def test_photos_that_cannot_be_read_are_left_out_unless_they_are_many(options: tag.Options) -> None:
+    (Path(options.data) / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="Only 4 of 5 photos can be read"):
+        tag.tag(options)

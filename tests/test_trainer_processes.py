@@ -1,0 +1,54 @@
+"""Several processes, and runs that are cut short: the losses are those of one undisturbed process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from . import ranks
+from .stage2_nets import write_photos
+
+
+def losses(out: Path) -> list[tuple[float, float]]:
+    """Loss and norm of the gradients at every step."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+    return [(line["loss"], line["grad_norm"]) for line in lines]
+
+
+@pytest.mark.slow
+def test_stage_2_has_the_same_losses_in_1_2_and_4_processes(tmp_path: Path) -> None:
+    write_photos(tmp_path)
+    ranks.run("equal", tmp_path)
+    alone = losses(tmp_path / "1")
+    assert len(alone) == 2
+    for count in ("2", "4"):
+        torch.testing.assert_close(torch.tensor(losses(tmp_path / count)), torch.tensor(alone), rtol=2e-5, atol=1e-6)
+
+
+def test_dropout_and_averages_are_the_same_in_1_2_and_4_processes(tmp_path: Path) -> None:
+    ranks.run("toy", tmp_path)
+    alone = losses(tmp_path / "1")
+    assert len(alone) == 6
+    for count in ("2", "4"):
+        torch.testing.assert_close(torch.tensor(losses(tmp_path / count)), torch.tensor(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_when_a_process_dies_the_others_stop_and_name_it(tmp_path: Path) -> None:
+    ranks.run("lost", tmp_path, timeout=900)
+    told = (tmp_path / "told.txt").read_text("utf-8")
+    assert told.startswith("rank 1 (process ")
+    assert "has ended, so this run stops" in told
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_ten_random_moments_ends_like_one_left_alone(tmp_path: Path) -> None:
+    ranks.run("killed", tmp_path)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == ranks.TOY.steps
+
+
+def test_a_sharded_state_is_saved_whole_and_read_back_into_its_shards(tmp_path: Path) -> None:
+    ranks.run("sharded", tmp_path)

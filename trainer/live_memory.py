@@ -1,0 +1,46 @@
+"""How much memory the tensors of a computation take while they live, on any device and also on none (fake tensors)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within the block, counts the bytes of all tensors that operations make, as long as they live.
+
+    Args:
+        known: tensors that were there before and do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.now = self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._see, result)
+        return result
+
+    def _see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.alive and key not in self.known:
+            self.alive[key] = weakref.ref(storage, lambda _: self._gone(key, size))
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        return tensor
+
+    def _gone(self, key: int, size: int) -> None:
+        if self.alive.pop(key, None) is not None:
+            self.now -= size

@@ -1,0 +1,149 @@
+"""Tags of HR photos by the plain tagger, as stage 2 wants them (the paper's rule: RAM on the HR photo).
+
+    python -m trainer.tag --tagger ram_swin_large_14m.pth --tag-lists ram/data --data photos --out photos.jsonl
+    torchrun --nproc-per-node 8 -m trainer.tag …
+
+Every process tags the photos whose numbers leave its rank as the remainder and writes a list of its own; the same
+command again goes on, with any number of processes. The last one to finish joins the lists.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from seesr_core.dape import DAPE, Vocabulary, prepare
+from seesr_core.errors import DataError
+from seesr_core.files import atomic_write
+
+from . import command
+from .data import Photo, load_photo, read_photos
+from .distribution import local_device, process_count
+from .stage1 import read_teacher
+
+log = logging.getLogger(__name__)
+
+_MOST_UNREADABLE = 0.1
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Tag photos. The same command again goes on where it was interrupted."""
+
+    tagger: Path
+    """The plain tagger: `dape*.safetensors` made of RAM, or `ram_swin_large_14m.pth` together with --tag-lists."""
+    data: str
+    """HR photos: a folder, a .jsonl list, webdataset shards (.tar) or a mixture (.toml)."""
+    out: Path
+    """The list to write, .jsonl: one line a photo with `file` and `tags`."""
+    tag_lists: Path | None = None
+    """Folder with `ram_tag_list.txt` and `ram_tag_list_threshold.txt`."""
+    batch_size: int = 16
+    """Photos at once."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return command.run(lambda: tag(tyro.cli(Options, args=argv, prog="python -m trainer.tag")))
+
+
+def tag(options: Options) -> Path | None:
+    """Tag what is not yet tagged; returns the joined list, or None if other processes have still to finish.
+
+    Raises:
+        DataError: more than a tenth of the photos cannot be read, or the photos lie in shards.
+    """
+    photos = read_photos(options.data)
+    if any(photo.span for photo in photos):
+        raise DataError(f"{options.data} has photos in shards, whose tags lie beside them; unpack them to tag anew.")
+    rank = int(os.environ.get("RANK", "0"))
+    done = _tagged(options.out)
+    mine = [photo for photo in photos[rank :: process_count()] if _name(photo, options.out) not in done]
+    if mine:
+        tagger, vocabulary = read_teacher(options.tagger, options.tag_lists)
+        _write(mine, tagger.to(local_device()).eval(), vocabulary, options, rank)
+    return _join(photos, options.out)
+
+
+def _part(out: Path, rank: int) -> Path:
+    return out.with_name(f"{out.stem}.part-{rank:04d}.jsonl")
+
+
+def _name(photo: Photo, out: Path) -> str:
+    """The photo's path as its line in the list has it."""
+    return os.path.relpath(photo.path.resolve(), out.parent.resolve())
+
+
+def _tagged(out: Path) -> dict[str, list[str] | None]:
+    """The tags of the photos that are done, by name; None for one that cannot be read."""
+    found = {}
+    for path in [out, *sorted(out.parent.glob(f"{out.stem}.part-*.jsonl"))]:
+        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+            try:
+                entry = json.loads(line)
+                found[entry["file"]] = entry["tags"]
+            except (ValueError, KeyError):
+                continue  # the process ended while it wrote this line
+    return found
+
+
+def _write(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, options: Options, rank: int) -> None:
+    """Append a line for each photo to the list of this process."""
+    from tqdm import tqdm
+
+    path = _part(options.out, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as list_, tqdm(total=len(photos), unit="img", disable=None) as bar:
+        list_.write("\n")  # ends a line that was cut off
+        for start in range(0, len(photos), options.batch_size):
+            batch = photos[start : start + options.batch_size]
+            for line in _lines(batch, tagger, vocabulary, options.out):
+                list_.write(json.dumps(line, ensure_ascii=False) + "\n")
+            list_.flush()
+            bar.update(len(batch))
+
+
+@torch.no_grad()
+def _lines(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, out: Path) -> Iterator[dict[str, Any]]:
+    device, size = next(tagger.parameters()).device, tagger.config.swin.image_size
+    images, names = [], []
+    for photo in photos:
+        try:
+            images.append(prepare(load_photo(photo)[None].float().div(255), size))
+            names.append(_name(photo, out))
+        except DataError as error:
+            log.warning("skipped: %s", error)
+            yield {"file": _name(photo, out), "tags": None}
+    if images:
+        logits = tagger(torch.cat(images).to(device)).logits_BN.float().cpu()
+        for name, tags in zip(names, vocabulary.select(logits), strict=True):
+            yield {"file": name, "tags": [tag.name for tag in tags]}
+
+
+def _join(photos: Sequence[Photo], out: Path) -> Path | None:
+    """Write the whole list if all photos are done, in the order of the photos."""
+    done = _tagged(out)
+    names = [_name(photo, out) for photo in photos]
+    if any(name not in done for name in names):
+        return None
+    readable = [name for name in names if done[name] is not None]
+    if len(readable) < (1 - _MOST_UNREADABLE) * len(names):
+        raise DataError(f"Only {len(readable)} of {len(names)} photos can be read; the log above names the others.")
+    with atomic_write(out) as temporary:
+        lines = (json.dumps({"file": name, "tags": done[name]}, ensure_ascii=False) for name in readable)
+        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    log.info("%d photos tagged, %d unreadable: %s", len(readable), len(names) - len(readable), out)
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())
