@@ -46,7 +46,7 @@ def import_host() -> None:
 
 
 def load_plugin() -> ModuleType:
-    """The plugin under its alias, as the host loads it; its parts are `seesr_plugin.nodes…`, `seesr_plugin.seesr_core…`.
+    """The plugin under its alias, as the host loads it; its parts are `seesr_plugin.nodes…` and so on.
 
     Classes of the plugin must be taken from here: `seesr_core` imported directly is another copy.
     """
@@ -55,7 +55,8 @@ def load_plugin() -> ModuleType:
         spec = importlib.util.spec_from_file_location(
             ALIAS, PLUGIN / "__init__.py", submodule_search_locations=[str(PLUGIN)]
         )
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[ALIAS] = module
         spec.loader.exec_module(module)
