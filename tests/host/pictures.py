@@ -1,10 +1,11 @@
 """Make the pictures beside the workflows and in the help pages again, with the small model as it is now.
 
-    python -m tests.host.pictures [--settings] [--screens]
+    python -m tests.host.pictures [NUMBER …] [--settings] [--screens]
 
-Runs every workflow that the small model can run, as shipped, in a ComfyUI server of its own (a minute or two), and
-writes `workflows/*.jpg` and `web/docs/images/*.jpg`. `--settings` first copies the sampling settings in the small
-model's file into its workflows. `--screens` also takes the help pages' screenshots (needs playwright and chromium).
+Runs every workflow that the small model can run (or those numbered), as shipped, in a ComfyUI server of its own, which
+takes some minutes, and writes `workflows/*.jpg` and `web/docs/images/*.jpg`. `--settings` first copies the sampling
+settings in the small model's file into its workflows. `--screens` also takes the help pages' screenshots (needs
+playwright and chromium).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _WIDGETS = {"solver": "sampler_name", "steps": "steps", "cfg": "cfg", "start_tim
 _OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}}
 """Settings by which a workflow shows something else than the small model's own."""
 NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9)
+_HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre"}
 STAND_INS = {3: 2, 5: 2}
 """Workflows for weights that are not here show what the small model makes of the same graph."""
 
@@ -42,6 +44,7 @@ STAND_INS = {3: 2, 5: 2}
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.host.pictures", description="Make the workflows' pictures.")
+    parser.add_argument("numbers", type=int, nargs="*", choices=NANO_NUMBERS, metavar="NUMBER", help="default: all")
     parser.add_argument("--settings", action="store_true", help="first take the settings from the small model's file")
     parser.add_argument("--screens", action="store_true", help="also take the screenshots of the help pages")
     options = parser.parse_args()
@@ -56,7 +59,7 @@ def main() -> None:
             info = server.get("/object_info")
             if options.settings:
                 copy_settings(info)
-            make_pictures(server, info)
+            make_pictures(server, info, options.numbers or NANO_NUMBERS)
             if options.screens:
                 take_screens(server, Path(folder) / "browser")
         finally:
@@ -85,18 +88,20 @@ def _set(node: dict[str, Any], info: dict[str, Any], settings: dict[str, Any]) -
             at += 1 + spec.companions
 
 
-def make_pictures(server: Server, info: dict[str, Any]) -> None:
+def make_pictures(server: Server, info: dict[str, Any], numbers: Sequence[int]) -> None:
     """Run the workflows and write what they show."""
     made: dict[int, Image.Image] = {}
-    for number in NANO_NUMBERS:
+    for number in numbers:
         made[number] = _LAYOUTS.get(number, _before_and_after)(_run(server, number, info))
-    for number, shown in {**{n: n for n in NANO_NUMBERS}, **STAND_INS}.items():
+    shows = {**{number: number for number in made}, **{n: shown for n, shown in STAND_INS.items() if shown in made}}
+    for number, shown in shows.items():
         path = next(nano.WORKFLOWS.glob(f"{number}_*.json")).with_suffix(".jpg")
         made[shown].save(path, quality=QUALITY, optimize=True)
         log.info("%s %s", path.relative_to(PLUGIN), made[shown].size)
     HELP.mkdir(parents=True, exist_ok=True)
-    for name, number in (("upscale", 1), ("tiles", 4), ("lre", 9)):
-        made[number].save(HELP / f"{name}.jpg", quality=QUALITY, optimize=True)
+    for number, name in _HELP_PICTURES.items():
+        if number in made:
+            made[number].save(HELP / f"{name}.jpg", quality=QUALITY, optimize=True)
 
 
 def _run(server: Server, number: int, info: dict[str, Any]) -> dict[str, list[np.ndarray]]:
