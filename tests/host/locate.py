@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -40,9 +42,17 @@ def import_host() -> None:
         argv, sys.argv = sys.argv, sys.argv[:1]
         try:
             importlib.import_module("comfy.options").enable_args_parsing(False)
-            importlib.import_module("comfy.cli_args").args.cpu = True
+            args = importlib.import_module("comfy.cli_args").args
+            args.cpu, args.base_directory = True, _own_base()
         finally:
             sys.argv = argv
+
+
+def _own_base() -> str:
+    """An empty folder for models, input and output, gone at the end: the host's own stay as they are."""
+    folder = tempfile.TemporaryDirectory(prefix="seesr-host-")
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def load_plugin() -> ModuleType:
