@@ -40,6 +40,8 @@ class Row:
     """One run from photo to finished picture."""
 
     device: str
+    held_mib: float
+    """Before sampling: weights, and the pictures themselves where they lie in the same memory."""
     sampling_s: float
     """Sampling alone."""
     sampling_mib: float
@@ -87,16 +89,16 @@ def _part(*words: Any) -> Any:
 
 def _sizes(sides: list[int], steps: int, tile: int, untiled_up_to: int) -> None:
     _tell(f"{steps} steps, CFG {_CFG}, tiles of {tile} px one at a time\n")
-    _tell("| side px | tiled | device | sampling s | sampling peak MiB | all s | all peak MiB |")
-    _tell("|---:|---|---|---:|---:|---:|---:|")
+    _tell("| side px | tiled | device | before MiB | sampling s | sampling peak MiB | all s | all peak MiB |")
+    _tell("|---:|---|---|---:|---:|---:|---:|---:|")
     peaks: dict[int, float] = {}
     for side in sides:
         for tiled in (True, False):
             if tiled or side <= untiled_up_to:
                 row = Row(**_part("row", side, steps, tile if tiled else 0))
                 _tell(
-                    f"| {side} | {'yes' if tiled else 'no'} | {row.device} | {row.sampling_s:.1f} | "
-                    f"{row.sampling_mib:.0f} | {row.total_s:.1f} | {row.total_mib:.0f} |"
+                    f"| {side} | {'yes' if tiled else 'no'} | {row.device} | {row.held_mib:.0f} | "
+                    f"{row.sampling_s:.1f} | {row.sampling_mib:.0f} | {row.total_s:.1f} | {row.total_mib:.0f} |"
                 )
                 if tiled:
                     peaks[side] = row.sampling_mib
@@ -176,7 +178,8 @@ def _row(side: int, steps: int, tile: int) -> dict[str, Any]:
         with whole:
             _run(loaded, photo, steps, tile, sampling)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return asdict(Row(device, sampling.seconds, sampling.mib, whole.seconds, max(whole.mib, sampling.mib)))
+    peak = max(whole.mib, sampling.mib)
+    return asdict(Row(device, sampling.held, sampling.seconds, sampling.mib, whole.seconds, peak))
 
 
 def _run(loaded: Loaded, photo_BHWC: Any, steps: int, tile: int, watch: Any = None) -> Any:
@@ -219,7 +222,7 @@ class _Peak:
     """Seconds and peak memory of a block: the allocator's on a GPU, else the process's resident memory, polled."""
 
     def __init__(self) -> None:
-        self.seconds = self.mib = 0.0
+        self.seconds = self.mib = self.held = 0.0
         self._stop = threading.Event()
 
     def __enter__(self) -> _Peak:
@@ -227,6 +230,7 @@ class _Peak:
 
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        self.held = _memory_now()
         self._poll = threading.Thread(target=self._watch, daemon=True)
         self._poll.start()
         self._began = time.perf_counter()
@@ -243,14 +247,22 @@ class _Peak:
         self._poll.join()
 
     def _watch(self) -> None:
-        import psutil
         import torch
 
-        process = psutil.Process(os.getpid())
         while not torch.cuda.is_available():
-            self.mib = max(self.mib, process.memory_info().rss / MIB)
+            self.mib = max(self.mib, _memory_now())
             if self._stop.wait(0.005):
                 break
+
+
+def _memory_now() -> float:
+    """MiB that the allocator (GPU) or the process (CPU) holds."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / MIB
+    return float(psutil.Process(os.getpid()).memory_info().rss / MIB)
 
 
 def _start_time() -> dict[str, Any]:
