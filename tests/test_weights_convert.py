@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +22,28 @@ from seesr_core.checkpoints.ram import read_dape, read_ram, write_dape
 from seesr_core.checkpoints.tensorfile import read_header
 from seesr_core.cli import convert as command
 from seesr_core.cli import main as cli
-from seesr_core.errors import ResourceError, SettingsError, WeightsError
+from seesr_core.errors import ResourceError, WeightsError
 from seesr_core.model_files import find_model, find_tagger
 from seesr_core.weights import portions as portions_module
-from seesr_core.weights import stream
 from seesr_core.weights.convert_control import ControlJob
 from seesr_core.weights.convert_dape import TaggerJob, read_tag_lists
 from seesr_core.weights.portions import portions
-from seesr_core.weights.stream import Slot, ordered, write_stream
 
 from .checkpoint_files import normal
 from .dape_nets import images
 from .golden import ROOT
 from .test_checkpoints_refusals import MARK, Payload
 from .tiny_model import photo
-from .weights_files import TAGS, save, unet_state, write_base_file, write_base_folder, write_ram, write_seesr
+from .weights_files import (
+    TAGS,
+    files_below,
+    save,
+    unet_state,
+    write_base_file,
+    write_base_folder,
+    write_ram,
+    write_seesr,
+)
 
 JSON = dict[str, Any]
 
@@ -293,73 +297,6 @@ def test_an_unsafe_pickle_is_refused(ram: Path, tmp_path: Path, capfd: pytest.Ca
     assert convert(ram) == 1
     assert "is refused: it is a pickle that asks for the code of" in capfd.readouterr().err
     assert not (tmp_path / MARK).exists()
-
-
-# Broken off.
-
-
-def files_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-@pytest.fixture(params=["nameless", "named"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to write: as Linux can, and as other systems do."""
-    if request.param == "named":
-        monkeypatch.setattr(stream, "_open_nameless", lambda folder: None)
-    return str(request.param)
-
-
-def slots() -> dict[str, Slot]:
-    return ordered({f"k{i}": Slot((50,), torch.float16) for i in range(4)})
-
-
-def test_a_stream_that_ends_early_leaves_the_old_file(way: str, tmp_path: Path) -> None:
-    path = save(tmp_path / "x.safetensors", {"old": torch.ones(3)})
-    before = path.read_bytes()
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        yield "k0", torch.zeros(50)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_stream(path, slots(), tensors(), {})
-    assert path.read_bytes() == before
-    assert files_below(tmp_path) == ["x.safetensors"]
-
-
-def test_a_stream_is_a_safetensors_file(way: str, tmp_path: Path) -> None:
-    mixed = ordered({"b": Slot((2, 3), torch.int8), "a": Slot((), torch.float32), "c": Slot((4,), torch.float16)})
-    assert list(mixed) == ["a", "c", "b"]
-    values = {"a": torch.tensor(0.1), "c": torch.arange(4.0), "b": torch.arange(6).reshape(2, 3)}
-    write_stream(tmp_path / "x.safetensors", mixed, ((key, values[key]) for key in mixed), {"note": "größer"})
-    found = load_file(tmp_path / "x.safetensors")
-    assert all(torch.equal(found[key], values[key].to(slot.dtype)) for key, slot in mixed.items())
-    assert read_header(tmp_path / "x.safetensors").metadata == {"note": "größer"}
-    assert files_below(tmp_path) == ["x.safetensors"]
-    assert (tmp_path / "x.safetensors").stat().st_mode & 0o600 == 0o600
-
-
-def test_promises_are_kept(tmp_path: Path) -> None:
-    for tensors in ([("k0", torch.zeros(49))], [("k1", torch.zeros(50))], [("k0", torch.zeros(50))]):
-        with pytest.raises(ValueError, match="was promised"):
-            write_stream(tmp_path / "x.safetensors", slots(), tensors, {})
-    with pytest.raises(SettingsError, match=r"k0 is not finite as torch\.float16"):
-        write_stream(tmp_path / "x.safetensors", slots(), [("k0", torch.full((50,), 1e6))], {})
-    with pytest.raises(SettingsError, match=r"must end in \.safetensors"):
-        write_stream(tmp_path / "x.pth", {}, [], {})
-    assert files_below(tmp_path) == []
-
-
-class _FullDisk(io.BytesIO):
-    def write(self, data: Any) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stream, "_open_nameless", lambda folder: _FullDisk())
-    with pytest.raises(ResourceError, match=r"No space left on device\. Nothing was changed there"):
-        write_stream(tmp_path / "x.safetensors", {}, [], {})
 
 
 def test_room_is_asked_for_first(ram: Path, seesr: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,3 +120,8 @@ def adapter() -> dict[str, Tensor]:
     """In the layout of DAPE.pth, for one fused layer."""
     layer = "visual_encoder.layers.0.blocks.1.attn.qkv"
     return {f"{layer}.lora_A": normal(4, 16, seed=1), f"{layer}.lora_B": normal(32, 2, seed=2)}
+
+
+def files_below(folder: Path) -> list[str]:
+    """Everything in a folder and its folders, by relative path."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
