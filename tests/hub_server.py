@@ -116,6 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.split("/")
         return "/".join(parts[:2] + parts[4:]) if parts[2:3] == ["resolve"] else path
 
+    def end_headers(self) -> None:
+        """Every connection serves one request and says so, lest a client sends its next one into a closed one."""
+        self.send_header("Connection", "close")
+        super().end_headers()
+
     def _bad_status(self, day: Day) -> int:
         for statuses in (day.statuses, *([day.statuses_of_get] if self.command == "GET" else [])):
             if statuses:
