@@ -21,6 +21,7 @@ from seesr_core.dape import DAPE, Vocabulary, merge_published_lora
 from seesr_core.errors import DataError, SettingsError
 from trainer import command, stage1
 from trainer.data import Photo, read_photos
+from trainer.degradation.ops import resize
 from trainer.loop import train
 from trainer.recipes import STAGE1_RECIPES, STAGE2_RECIPES, Stage1Config, get_recipe
 from trainer.stage1 import Stage1Task, add_lora, export, hold_out, read_teacher
@@ -107,6 +108,18 @@ def test_a_pool_draws_its_batches_again_as_they_were(photos: Path, tmp_path: Pat
         torch.testing.assert_close(pooled, made, rtol=0, atol=1e-6)
         assert torch.equal(pooled, later)
         assert not torch.equal(pooled, different)
+
+
+def test_the_student_can_look_at_the_small_photo_as_in_use(photos: Path) -> None:
+    small, enlarged = (make_task(photos, replace(debug(), student_input=kind)) for kind in ("small", "upsampled"))
+    (lr, hr), (upsampled, same) = small._batch(0), enlarged._batch(0)
+    assert lr.shape[-1] * 4 == hr.shape[-1] == upsampled.shape[-1]
+    assert torch.equal(hr, same)
+    torch.testing.assert_close(
+        upsampled, resize(lr, "bicubic", size=hr.shape[-2:]).clamp(0, 1), rtol=0, atol=1 / 255 + 1e-6
+    )
+    assert small.loss(0)[0].item() != enlarged.loss(0)[0].item()
+    assert small._pool_key() != enlarged._pool_key()
 
 
 def test_a_pool_needs_degradation_rounded_to_8_bits() -> None:

@@ -39,6 +39,9 @@ class Stage1Config:
     """Crops that are degraded together and share what the degradation decides once a batch; more is faster."""
     antialias: bool = False
     """Whether resizing to the tagger's input low-passes first; the published environment did not."""
+    student_input: Literal["upsampled", "small"] = "upsampled"
+    """What the student looks at: the degraded crop enlarged to the size of the clean one, as the published set was
+    stored, or as small as it is, which is what the tagger gets in use."""
     pool: int = 0
     """Number of batches that are degraded once, kept and drawn again; 0 degrades every batch afresh. On a CPU
     degradation costs several times as much as the training itself."""

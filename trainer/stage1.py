@@ -2,9 +2,9 @@
 
     python -m trainer.stage1 --recipe NAME --teacher FILE --data PATH --out DIR [--loop.steps N …]
 
-The teacher looks at the HR photo, the student (the same weights with a low-rank adapter) at its degraded version,
-enlarged to the same size; both prompts of the student are pulled to the teacher's. Out come the adapter and the merged
-DAPE.
+The teacher looks at the HR photo, the student (the same weights with a low-rank adapter) at its degraded version, as
+published enlarged to the same size; both prompts of the student are pulled to the teacher's. Out come the adapter and
+the merged DAPE.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seesr_core.checkpoints.detect import Kind, detect
@@ -42,6 +43,8 @@ from .samples import save_grid
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from .degradation import Pair
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +198,7 @@ class Stage1Task:
         count = self.config.loop.micro_batch
         if self.crops.paired:
             pair, _ = given_pairs(self.crops, number, count, device=self.device)
-            return pair.lr_upsampled, pair.hr_usm
+            return self._looked_at(pair), pair.hr_usm
         return self._pair(self.crops.batch(number, count)[0], number)
 
     def _prepared(self, number: int) -> PreparedPair:
@@ -205,18 +208,21 @@ class Stage1Task:
     def _pool_key(self) -> str:
         """Everything that a prepared batch depends on."""
         settings = asdict(self.config)
-        parts = [settings[name] for name in ("crop", "min_scale", "degradation", "degradation_group")]
+        parts = [settings[name] for name in ("crop", "min_scale", "degradation", "degradation_group", "student_input")]
         parts += ["by image", self.config.loop.seed, self.config.loop.micro_batch, same_photos(self.crops.photos)]
         return digest(repr(part).encode() for part in parts)
 
     def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Degraded crops enlarged to the size of the clean ones, and the clean ones."""
+        """Degraded crops as the student looks at them, and the clean ones."""
         numbers, first = (self.config.loop.seed, 3), step * self.config.loop.micro_batch
         group = self.config.degradation_group
         pair = make_pairs(
             hr_B3HW, self.config.degradation, numbers=numbers, first=first, group=group, device=self.device
         )
-        return pair.lr_upsampled, pair.hr_usm
+        return self._looked_at(pair), pair.hr_usm
+
+    def _looked_at(self, pair: Pair) -> Tensor:
+        return pair.lr if self.config.student_input == "small" else pair.lr_upsampled
 
     def _prepare(self, image_B3HW: Tensor) -> Tensor:
         return prepare(image_B3HW, self.size, antialias=self.config.antialias)
@@ -239,7 +245,7 @@ class Stage1Task:
             "dape_on_lr": self.trained(self._prepare(lr)),
         }
         self.trained.train()
-        save_grid(folder / f"{step:07d}.png", [hr, lr])
+        save_grid(folder / f"{step:07d}.png", [hr, F.interpolate(lr, hr.shape[-2:])])
         with atomic_write(folder / f"{step:07d}.json") as temporary:
             temporary.write_text(json.dumps(report := self._report(seen), indent=1, ensure_ascii=False), "utf-8")
         return {"val_loss": report["loss_dape"], "val_loss_plain": report["loss_plain"]}

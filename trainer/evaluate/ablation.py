@@ -40,7 +40,7 @@ _COLUMNS = (
     *QUALITY,
     Column(key="change", title="change of the output"),
     Column(key="loss", title="denoising loss ↓", digits=4),
-    Column(key="loss_difference", title="loss − full [95 %]"),
+    Column(key="loss_difference", title="loss − full, % of full [95 %]"),
 )
 
 
@@ -203,10 +203,16 @@ def table(report: Mapping[str, Any]) -> str:
     rows = {}
     for row, summary in report["rows"].items():
         difference = summary["difference"].get("loss")
-        text = {} if difference is None else {"loss_difference": Estimate(**difference).text(4, signed=True)}
+        text = {} if difference is None else {"loss_difference": _percent(difference, report["rows"][FULL])}
         rows[row.replace("_", " ")] = {**summary["mean"], **text}
     absent = "".join(f"\n{name} absent: {reason}." for name, reason in report["absent"].items())
     return markdown(f"{report['pairs']} pairs", rows, _COLUMNS) + absent + "\n" * bool(absent)
+
+
+def _percent(difference: Mapping[str, float], full: Mapping[str, Any]) -> str:
+    """A difference of losses in percent of the mean loss of `full`."""
+    share = {key: 100 * value / full["mean"]["loss"] for key, value in difference.items()}
+    return Estimate(**share).text(2, signed=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

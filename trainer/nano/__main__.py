@@ -33,7 +33,7 @@ class Command:
     tag_lists: Path | None = None
     """Folder with RAM's public tag lists: a larger vocabulary for prompts, and Chinese names of tags."""
     init: Path | None = None
-    """Model folder to go on from: its autoencoder, U-Net, text encoder, ControlNet and RCA are trained further."""
+    """Model folder to go on from: its tagger, U-Net, text encoder, ControlNet and RCA are trained further."""
     parts: tuple[str, ...] = ()
     """Build only these: autoencoder, tagger, dape, tags, prior, control, decoder, package."""
 

@@ -18,6 +18,7 @@ from seesr_core.checkpoints.control import ControlParts, read_control, write_con
 from seesr_core.checkpoints.ram import read_dape, write_dape
 from seesr_core.checkpoints.sd import BaseParts, plain_config, read_base, write_base
 from seesr_core.dape import DAPE, Vocabulary
+from seesr_core.errors import SettingsError
 from seesr_core.files import atomic_write
 from seesr_core.schedule import BETA_END, BETA_START
 
@@ -62,8 +63,8 @@ class Builder:
         photos: folder or .jsonl list with the photos' own words.
         out: run folder; the three files of the model end up in `out/model`.
         tag_lists: folder with RAM's public tag lists; widens the text encoder's vocabulary and names tags in Chinese.
-        init: model folder whose autoencoder, U-Net, text encoder and ControlNet are the start instead of fresh ones;
-            RCA goes on from there, too, but has to learn another tagger's tokens.
+        init: model folder whose autoencoder, tagger, U-Net, text encoder, ControlNet and RCA are the start instead of
+            fresh ones; RCA has to learn the new tagger's tokens.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Builder:
         config = self.config.tagger
         words = frequent_words(self.photos, config.min_count)
         training, kept = split(self.photos, config.holdout_every)
-        task = TaggerTask(config, training, words)
+        task = TaggerTask(config, training, words, self._first_tagger(words))
         weights = train(
             task, config.loop, self.out / "tagger", identity={"words": list(words), "photos": len(training)}
         )
@@ -131,6 +132,18 @@ class Builder:
         vocabulary = Vocabulary(tags=words, thresholds=thresholds, tags_zh=chinese)
         source = f"small tagger, {config.loop.steps} steps, photos {self.source.name}"
         write_dape(self.parts["tagger"][0], model, vocabulary, source=source, dtype=torch.float32)
+
+    def _first_tagger(self, words: Sequence[str]) -> DAPE | None:
+        """That of `init`, whose words have to be the same."""
+        if self.init is None:
+            return None
+        tagger, vocabulary = read_dape(self.init / DAPE_FILE)
+        if vocabulary.tags != tuple(words):
+            raise SettingsError(
+                f"{self.init / DAPE_FILE} knows {len(vocabulary)} words, other ones than the {len(words)} of these "
+                "photos. Give the photos and min_count that it was trained with, or start afresh."
+            )
+        return tagger
 
     def dape(self) -> None:
         """Stage 1 from that tagger."""

@@ -8,9 +8,10 @@ the photos is kept out, to fit the thresholds and to measure on.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from seesr_core.dape.encoder import SwinConfig
 from seesr_core.dape.head import HeadConfig
 from seesr_core.dape.model import DAPE, DAPEConfig
 from seesr_core.dape.preprocess import normalize, prepare
+from seesr_core.errors import SettingsError
 
 from ..data import Photo, epoch_order, load_rgb, seeded
 from ..loop import LoopConfig
@@ -32,21 +34,22 @@ class TaggerConfig:
 
     loop: LoopConfig
     """Optimisation."""
-    image_size: int = 192
+    image_size: int = 256
     """Side that images are resized to, a multiple of 32. The larger, the more the tagger sees that a degraded photo
     lacks, and so the more stage 1 has to teach."""
     min_count: int = 12
     """Words on fewer photos than this are left out of the vocabulary."""
     holdout_every: int = 6
     """Every n-th photo with words is never trained on."""
-    min_crop: float = 0.3
-    """Smallest area of a random crop, as a share of the photo."""
+    min_crop: float = 0.64
+    """Smallest area of a random crop, as a share of the photo. Smaller crops of small photos would be enlarged, and a
+    tagger brought up on enlarged photos looks past fine detail."""
     focus: float = 1.0
     """Exponent by which easy negatives are weighted down."""
 
 
-def tagger_config(num_tags: int, image_size: int = 192) -> DAPEConfig:
-    """Sizes of the small tagger: about 4 M parameters, 37 tokens of width 256 at 192 px.
+def tagger_config(num_tags: int, image_size: int = 256) -> DAPEConfig:
+    """Sizes of the small tagger: about 4 M parameters, 65 tokens of width 256 at 256 px.
 
     The window is the side of the last stage's grid, the largest that divides all of them.
     """
@@ -83,15 +86,48 @@ def targets(photos: Sequence[Photo], words: Sequence[str]) -> Tensor:
     return torch.tensor([[float(word in photo.tags) for word in words] for photo in photos])
 
 
+def resized(tagger: DAPE, config: DAPEConfig) -> dict[str, Tensor]:
+    """Weights of `tagger` for `config`, which may have another image size: the position biases are interpolated.
+
+    Raises:
+        SettingsError: the sizes differ in something else.
+    """
+    swin = tagger.config.swin
+    same = replace(config.swin, image_size=swin.image_size, window=swin.window)
+    if replace(config, swin=same) != tagger.config:
+        raise SettingsError(
+            "The tagger to start from should have the sizes and the number of words of the one to be trained; they "
+            "differ. Give the photos and min_count that it was trained with, or start afresh."
+        )
+    state = {name: tensor.detach().clone() for name, tensor in tagger.state_dict().items()}
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in DAPE(config).state_dict().items()}
+    for name, tensor in state.items():
+        if tensor.shape != shapes[name]:
+            state[name] = _resized_biases(tensor, shapes[name][0])
+    return state
+
+
+def _resized_biases(table_RH: Tensor, rows: int) -> Tensor:
+    """A bias table (rows, heads), rows being all offsets of two tokens of a window, for a window of another size."""
+    old, new = math.isqrt(len(table_RH)), math.isqrt(rows)
+    grid = table_RH.T.reshape(1, -1, old, old).float()
+    return F.interpolate(grid, (new, new), mode="bicubic", align_corners=True).flatten(2)[0].T.contiguous()
+
+
 class TaggerTask:
     """Multi-label classification of augmented photos."""
 
-    def __init__(self, config: TaggerConfig, photos: Sequence[Photo], words: Sequence[str]) -> None:
+    def __init__(
+        self, config: TaggerConfig, photos: Sequence[Photo], words: Sequence[str], start: DAPE | None = None
+    ) -> None:
         self.config, self.device = config, config.loop.resolve_device()
         self.targets = targets(photos, words)
         self.images = [load_rgb(photo.path) for photo in photos]
         self.tagger = DAPE(tagger_config(len(words), config.image_size))
         self.tagger.initialize(seeded(config.loop.seed, 5))
+        if start is not None:
+            self.tagger.load_state_dict(resized(start, self.tagger.config))
         classifier = nn.Linear(self.tagger.config.token_width, len(words))
         nn.init.zeros_(classifier.weight)
         nn.init.zeros_(classifier.bias)
