@@ -41,7 +41,7 @@ _BEFORE_PLUGINS = ("nodes", "comfy_extras.nodes_custom_sampler", "comfy_extras.n
 class Row:
     """One run from photo to finished picture."""
 
-    device: str
+    device: str = ""
     held_mib: float = 0.0
     """Before sampling: weights, and the pictures themselves where they lie in the same memory."""
     sampling_s: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from . import nets
 from .locate import host_folder, import_host, reason_to_skip
 from .server import Server
 
@@ -23,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def host() -> Path:
+def host() -> Iterator[Path]:
     """The host's folder, importable. Without one: skipped, and a failure in CI."""
     reason = reason_to_skip()
     if reason is not None:
@@ -33,7 +35,10 @@ def host() -> Path:
     import_host()
     folder = host_folder()
     assert folder is not None
-    return folder
+    yield folder
+    # The host's patchers need its modules when they go, and those are gone when Python ends.
+    nets.nano_seesr.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
