@@ -45,6 +45,7 @@ def host() -> Iterator[Path]:
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running host with the plugin, one for all tests."""
     running = Server(host, tmp_path_factory.mktemp("comfyui"))
+    running.put("custom_nodes", "other_models.py", (HERE / "other_models.py").read_bytes())
     try:
         running.start()
         yield running
