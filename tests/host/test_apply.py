@@ -118,8 +118,8 @@ def test_photos_in_8_bits_give_the_same_numbers(model: Any, tile: int) -> None:
     levels = (255 * inputs["image"]).to(torch.uint8)
     found = []
     for image in (levels, levels.float() / 255.0):
-        patched, *prompts = execute(model, image=[image])
-        found.append(nets.run(tiled.tile_model(patched, settings), *prompts, inputs))
+        patched, positive, negative = execute(model, image=[image])
+        found.append(nets.run(tiled.tile_model(patched, settings), positive, negative, inputs))
     assert torch.equal(*found)
 
 

@@ -33,14 +33,23 @@ class Refusal(NamedTuple):
     to_do: str
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _files(server: Server) -> None:
-    nano.files_for_workflows(server.put)
+@pytest.fixture(scope="module")
+def running(each_server: Server) -> Server:
+    """The newest host, then the oldest, with the files of these tests."""
+    nano.files_for_workflows(each_server.put)
     latent = {"latent_tensor": torch.full((1, 4, 16, 24), float("nan")), "latent_format_version_0": torch.tensor([])}
-    server.put("input", "nan.latent", save(latent))
-    server.put("models/dape", OTHER_DAPE, b"")
-    path = server.base / "models" / "dape" / OTHER_DAPE
+    each_server.put("input", "nan.latent", save(latent))
+    each_server.put("models/dape", OTHER_DAPE, b"")
+    path = each_server.base / "models" / "dape" / OTHER_DAPE
     plugin("seesr_core.checkpoints.ram").write_dape(path, network(), vocabulary())
+    return each_server
+
+
+@pytest.fixture(scope="module")
+def object_info(running: Server) -> dict[str, Any]:
+    """What it knows about every node."""
+    info: dict[str, Any] = running.get("/object_info")
+    return info
 
 
 @pytest.fixture
@@ -92,9 +101,9 @@ def refusal_of_model(node: str, family: str) -> Refusal:
     return Refusal(node, made_for, MODELS[family], r"load that with Load Checkpoint, or choose the SeeSR model")
 
 
-def check(server: Server, graph: Graph, refusal: Refusal, *, sampled: bool = False) -> None:
+def check(running: Server, graph: Graph, refusal: Refusal, *, sampled: bool = False) -> None:
     """Run the graph, which must be refused so, before sampling unless `sampled`."""
-    run = server.run(graph)
+    run = running.run(graph)
     assert run.status == "error"
     assert run.node == refusal.node, run.error
     for part in (refusal.expected, refusal.came, refusal.to_do):
@@ -103,18 +112,18 @@ def check(server: Server, graph: Graph, refusal: Refusal, *, sampled: bool = Fal
     assert "\n" not in sentence
     assert sentence.endswith((".", "!"))
     assert not re.search(r"\btensor", sentence, re.IGNORECASE)
-    assert bool(server.events(run.prompt_id, "progress")) is sampled
+    assert bool(running.events(run.prompt_id, "progress")) is sampled
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_model_of_another_family(family: str, server: Server, graph: Graph) -> None:
-    check(server, graph, refusal_of_model(wrong_model(graph, "SeeSRApply", family), family))
+def test_model_of_another_family(family: str, running: Server, graph: Graph) -> None:
+    check(running, graph, refusal_of_model(wrong_model(graph, "SeeSRApply", family), family))
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_model_of_another_family_in_the_one_node(family: str, server: Server, object_info: dict[str, Any]) -> None:
+def test_model_of_another_family_in_the_one_node(family: str, running: Server, object_info: dict[str, Any]) -> None:
     graph = nano.small(graphs.to_api(nano.workflow(1), object_info))
-    check(server, graph, refusal_of_model(wrong_model(graph, "SeeSRUpscale", family), family))
+    check(running, graph, refusal_of_model(wrong_model(graph, "SeeSRUpscale", family), family))
 
 
 def another_dape(graph: Graph) -> Refusal:
@@ -176,20 +185,20 @@ PLUGS: list[Plug] = [
 
 
 @pytest.mark.parametrize("plug", PLUGS, ids=lambda plug: plug.__name__)
-def test_wrong_plug(plug: Plug, server: Server, graph: Graph) -> None:
-    check(server, graph, plug(graph))
+def test_wrong_plug(plug: Plug, running: Server, graph: Graph) -> None:
+    check(running, graph, plug(graph))
 
 
-def test_prepared_picture_of_another_result(server: Server, graph: Graph) -> None:
+def test_prepared_picture_of_another_result(running: Server, graph: Graph) -> None:
     """The host finishes what does not depend on it first, so that this one can only be told at the end."""
-    check(server, graph, prepared_of_another_result(graph), sampled=True)
+    check(running, graph, prepared_of_another_result(graph), sampled=True)
 
 
-def test_empty_tags_are_told_on_the_node(server: Server, graph: Graph) -> None:
+def test_empty_tags_are_told_on_the_node(running: Server, graph: Graph) -> None:
     """A picture of nothing is no mistake: it is upscaled, and the node says what can be done."""
     inputs(graph, "SeeSRExtractTags")["threshold"] = 10.0
-    run = server.run(graph)
+    run = running.run(graph)
     assert run.status == "success", run.error
     assert run.outputs[only(graph, "PreviewAny")]["text"] == [""]
-    told = server.texts(only(graph, "SeeSRExtractTags"))[-1]
+    told = running.texts(only(graph, "SeeSRExtractTags"))[-1]
     assert re.search(r"expected at least one tag.*found none in picture 0,.*lower the threshold.*\.$", told)
