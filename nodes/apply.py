@@ -15,7 +15,7 @@ from .host.areas import cut_areas
 from .host.conds import Conditioning, join_conditioning
 from .host.control import attach_control, check_run
 from .host.rca import attach_rca
-from .schema import ADVANCED, ModelType, SoftPromptType, channels_first, make_schema
+from .schema import ADVANCED, ModelType, SoftPromptType, make_schema, view_channels_first
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -98,7 +98,7 @@ def apply_seesr(
         negative: likewise.
         seesr_model: ControlNet and RCA.
         soft_prompt_BLD: soft prompts of the photos.
-        image_BHWC: prepared photos, sides multiples of 8.
+        image_BHWC: prepared photos, sides multiples of 8; may be uint8. Not copied.
         strength: factor on the ControlNet's residuals; at 0 it is not attached.
         rca_strength: share of RCA, in the U-Net and in the ControlNet; at 0 the MODEL is not patched.
         start_percent: where both begin, as a share of the noise schedule.
@@ -108,7 +108,7 @@ def apply_seesr(
         SettingsError: anything that does not fit the rest, said in one sentence.
         ImageError: not a batch of colour pictures.
     """
-    hint_B3HW = channels_first(image_BHWC)
+    hint_B3HW = view_channels_first(image_BHWC)
     checks.check_image(hint_B3HW)
     checks.check_model(model, seesr_model)
     checks.check_soft_prompt(soft_prompt_BLD, seesr_model, photos=len(hint_B3HW))

@@ -14,7 +14,7 @@ from ..seesr_core.color import COLOR_FIXES, ColorFix
 from ..seesr_core.errors import ImageError
 from ..seesr_core.image import finish, prepare, to_pil, to_u8
 from ..seesr_core.settings import MAX_SCALE
-from .schema import ADVANCED, channels_first, make_schema
+from .schema import ADVANCED, channels_first, is_finite, make_schema, unit_range, view_channels_first
 
 
 def scale_input() -> io.Float.Input:
@@ -113,6 +113,16 @@ def prepare_images(image_BHWC: Tensor, *, scale: float, min_size: int) -> Tensor
         ImageError: no photos, or some that hold NaN.
         SettingsError: `scale` or `min_size` is out of range.
     """
+    return unit_range(prepare_levels(image_BHWC, scale=scale, min_size=min_size))
+
+
+def prepare_levels(image_BHWC: Tensor, *, scale: float, min_size: int) -> Tensor:
+    """The same as uint8, a quarter of the memory: every function here and below takes either.
+
+    Raises:
+        ImageError: no photos, or some that hold NaN.
+        SettingsError: `scale` or `min_size` is out of range.
+    """
     photos = to_levels(image_BHWC, "the photo")
     return from_pil([prepare(photo, scale=scale, min_size=min_size) for photo in map(to_pil, photos)])
 
@@ -129,15 +139,14 @@ def finish_images(
     decoded = to_levels(image_BHWC, "the decoded picture")
     count = len(decoded)
     prepared = _one_each(to_levels(prepared_BHWC, "the prepared picture"), count, "prepared")
-    lr = _one_each(channels_first(lr_BHWC), count, "lr_image")
+    lr = _one_each(view_channels_first(lr_BHWC), count, "lr_image")
     _check_same_size(decoded, prepared)
     lr_size = (lr.shape[-1], lr.shape[-2])
-    return from_pil(
-        [
-            finish(picture, reference, lr_size=lr_size, scale=scale, color_fix=color_fix)
-            for picture, reference in zip(decoded, prepared, strict=True)
-        ]
-    )
+    finished = [
+        finish(picture, reference, lr_size=lr_size, scale=scale, color_fix=color_fix)
+        for picture, reference in zip(decoded, prepared, strict=True)
+    ]
+    return unit_range(from_pil(finished))
 
 
 def to_levels(image_BHWC: Tensor, name: str) -> Tensor:
@@ -145,8 +154,10 @@ def to_levels(image_BHWC: Tensor, name: str) -> Tensor:
 
     The published implementation rounds to 8 bits here, too: after decoding, before its colour fix.
     """
+    if image_BHWC.dtype == torch.uint8:
+        return view_channels_first(image_BHWC)
     image_B3HW = channels_first(image_BHWC)
-    if not bool(torch.isfinite(image_B3HW).all()):
+    if not is_finite(image_B3HW):
         raise ImageError(
             f"{name[0].upper()}{name[1:]} holds values that are no numbers (NaN or infinite); expected levels from 0 "
             "to 1. Look for the node that made them: a VAE or U-Net in half precision is the usual cause."
@@ -155,9 +166,8 @@ def to_levels(image_BHWC: Tensor, name: str) -> Tensor:
 
 
 def from_pil(pictures: Sequence[Image]) -> Tensor:
-    """PIL pictures of one size as the host's batch (B, H, W, 3)."""
-    levels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
-    return levels.float() / 255.0
+    """PIL pictures of one size as levels (B, H, W, 3), uint8."""
+    return torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
 
 
 def _one_each(pictures: Tensor, count: int, name: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -11,12 +10,11 @@ from torch import Tensor
 from ..seesr_core.dape.vocabulary import Language
 from ..seesr_core.settings import UpscaleSettings
 from ..seesr_core.text import compose_prompt
+from .host.report import warn_on_node
 from .schema import DAPEType, SoftPromptType, make_schema
 
 if TYPE_CHECKING:
     from .host.dape import HostDAPE
-
-log = logging.getLogger(__name__)
 
 _PUBLISHED = UpscaleSettings()
 
@@ -133,16 +131,19 @@ def added_prompt_input() -> io.String.Input:
 def extract_tags(
     dape: HostDAPE, image_BHWC: Tensor, *, threshold: float = 1.0, exclude: str = "", language: Language = "en"
 ) -> list[str]:
-    """The tags of every picture, joined by ", "; a picture in which none is found gives "" and a note in the log."""
+    """The tags of every picture, joined by ", "; a picture in which none is found gives "" and a note on the node."""
     lines = dape.vocabulary.prompt_tags(
         dape.read(image_BHWC).logits_BN,
         threshold=threshold,
         exclude=[word for word in exclude.replace("，", ",").split(",") if word.strip()],
         language=language,
     )
-    for number, line in enumerate(lines):
-        if not line:
-            log.info("no tag passes its threshold in picture %d: the prompt goes without tags", number)
+    if not all(lines):
+        without = ", ".join(str(number) for number, line in enumerate(lines) if not line)
+        warn_on_node(
+            f"SeeSR: expected at least one tag for every picture, found none in picture {without}, whose prompt goes "
+            "without; lower the threshold of SeeSR Extract Tags, or write what the photo shows into the prompt."
+        )
     return lines
 
 

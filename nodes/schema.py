@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -42,14 +43,30 @@ def channels_first(image_BHWC: Tensor) -> Tensor:
     Raises:
         ImageError: not a batch of colour pictures.
     """
+    return unit_range(view_channels_first(image_BHWC))
+
+
+def view_channels_first(image_BHWC: Tensor) -> Tensor:
+    """The same as a view of the given picture, values and type as they are; `unit_range` does the rest.
+
+    Raises:
+        ImageError: not a batch of colour pictures.
+    """
     if image_BHWC.ndim != 4 or image_BHWC.shape[3] < 3 or 0 in image_BHWC.shape:
         raise ImageError(
             f"Expected an IMAGE of shape (batch, height, width, 3), found {tuple(image_BHWC.shape)}; "
             "connect a node that gives colour pictures, such as Load Image."
         )
-    return image_BHWC[..., :3].movedim(-1, 1).float().clamp(0.0, 1.0)
+    return image_BHWC[..., :3].movedim(-1, 1)
 
 
-def channels_last(image_B3HW: Tensor) -> Tensor:
-    """(B, 3, H, W) as the host's picture (B, H, W, 3), contiguous."""
-    return image_B3HW.movedim(1, -1).contiguous()
+def unit_range(picture: Tensor) -> Tensor:
+    """A picture of any layout, host's values or uint8 levels, as float32 in [0, 1]."""
+    if picture.dtype == torch.uint8:
+        return picture.float().div_(255.0)
+    return picture.float().clamp(0.0, 1.0)
+
+
+def is_finite(picture: Tensor) -> bool:
+    """Whether no value is NaN or infinite; unlike `isfinite` on the whole of it, this takes no further memory."""
+    return picture.dtype == torch.uint8 or all(bool(torch.isfinite(value)) for value in picture.aminmax())

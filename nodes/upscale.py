@@ -16,7 +16,7 @@ from .apply import apply_seesr
 from .host.sampler import sample
 from .host.tiles import TileSettings, tile_model
 from .host.vae import decode_latent
-from .image import color_fix_input, finish_images, prepare_images, scale_input
+from .image import color_fix_input, finish_images, prepare_levels, scale_input
 from .latent import MAX_SEED, latent_init, schedule_sigmas
 from .prompts import added_prompt_input, compose_text, extract_tags
 from .schema import DAPEType, ModelType, make_schema
@@ -83,7 +83,7 @@ class SeeSRUpscale(io.ComfyNode):
         sampler = comfy.samplers.sampler_object(sampler_name)
         chosen = {"steps": steps, "cfg": cfg, "start_timestep": start_timestep, "sampler_name": sampler_name}
         log_other_defaults(seesr_model, {**chosen, "color_fix": color_fix})
-        prepared = prepare_images(image, scale=scale, min_size=MIN_SIZE)
+        prepared = prepare_levels(image, scale=scale, min_size=MIN_SIZE)
         tags = extract_tags(dape, image)
         model, positive, negative = apply_seesr(
             model,

@@ -1,8 +1,11 @@
 """What SeeSR costs inside ComfyUI, as Markdown tables.
 
-    python -m tests.bench_host [--sides 512 1024 2048 4096] [--steps 2] [--tile 512]
+    python -m tests.bench_host [--sides 512 1024 2048 4096] [--steps 2] [--tile 512] [--patience 1800]
 
-Seconds and peak memory against the image's side, tiled and not, each row in a process of its own; what the plugin adds
+Seconds and memory against the image's side, tiled and not, each row in a process of its own: what the process held just
+before sampling (weights, photo, upscaled photo, latents), its peak while sampling, and over everything. A row that does
+not end in time keeps what is known of it. "nodes" is the graph of the small nodes, which hand pictures on as the host's
+float IMAGE; the other rows do what SeeSR Upscale does, which keeps 8 bits. Then what the plugin adds
 to the host's start; U-Net calls per step; and the price of RCA and ControlNet beside their arithmetic. Runs the small
 model that comes along, on the GPU if the host finds one. Needs a ComfyUI at `$COMFYUI_PATH` and its requirements.
 """
@@ -12,53 +15,59 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .host.locate import PLUGIN, host_folder, import_host, load_plugin, plugin
+from .host.memory import Peak
 
 NANO = PLUGIN / "seesr_core" / "nano"
-MIB = 2**20
 _CFG, _SCALE = 5.5, 4
 _START_BUDGET_S = 0.5
+_KINDS = ("tiled", "nodes", "untiled")
 _BEFORE_PLUGINS = ("nodes", "comfy_extras.nodes_custom_sampler", "comfy_extras.nodes_canny", "comfy_api.latest")
 """What the host has imported before it turns to plugins, as far as it matters here."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Row:
     """One run from photo to finished picture."""
 
-    device: str
-    held_mib: float
+    device: str = ""
+    held_mib: float = 0.0
     """Before sampling: weights, and the pictures themselves where they lie in the same memory."""
-    sampling_s: float
-    """Sampling alone."""
-    sampling_mib: float
+    sampling_s: float = 0.0
+    """Sampling alone; 0 if it did not end."""
+    sampling_busy_s: float = 0.0
+    """Processor time of it, over all threads: what other work on the machine does not change."""
+    sampling_mib: float = 0.0
     """Peak of the process (CPU) or of the allocator (GPU) while sampling."""
-    total_s: float
-    """Everything after loading."""
-    total_mib: float
+    total_s: float = 0.0
+    """Everything after loading; 0 if it did not end."""
+    total_busy_s: float = 0.0
+    """Processor time of it."""
+    total_mib: float = 0.0
     """Peak over everything."""
 
 
 def main() -> None:
     """Command line; `--part` is how the rows' processes are started."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench_host", description="What SeeSR costs inside ComfyUI.")
-    parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048], help="sides of the result in pixels")
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="sides of the result in pixels"
+    )
     parser.add_argument("--steps", type=int, default=2, help="sampling steps of each run")
     parser.add_argument("--tile", type=int, default=512, help="tile size in pixels")
-    parser.add_argument("--untiled-up-to", type=int, default=1024, help="largest side that is also run untiled")
+    parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=list(_KINDS), help="which rows of each side")
+    parser.add_argument("--patience", type=float, default=1800, help="seconds after which a row is stopped")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if host_folder() is None:
@@ -67,7 +76,7 @@ def main() -> None:
         name, *numbers = options.part
         _tell(json.dumps(_PARTS[name](*map(int, numbers))))
         return
-    _sizes(options.sides, options.steps, options.tile, options.untiled_up_to)
+    _sizes(options.sides, options.kinds, options.steps, options.tile, options.patience)
     _start()
     _calls()
     _price()
@@ -78,33 +87,62 @@ def _tell(line: str) -> None:
     sys.stdout.flush()
 
 
+def _command(*words: Any) -> list[str]:
+    return [sys.executable, "-m", "tests.bench_host", "--part", *map(str, words)]
+
+
 def _part(*words: Any) -> Any:
     """The JSON that a part prints as its last line, run in a fresh process."""
-    command = [sys.executable, "-m", "tests.bench_host", "--part", *map(str, words)]
-    done = subprocess.run(command, cwd=PLUGIN, capture_output=True, text=True, check=False)
+    done = subprocess.run(_command(*words), cwd=PLUGIN, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, words))} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _sizes(sides: list[int], steps: int, tile: int, untiled_up_to: int) -> None:
+def _sizes(sides: list[int], kinds: list[str], steps: int, tile: int, patience: float) -> None:
     _tell(f"{steps} steps, CFG {_CFG}, tiles of {tile} px one at a time\n")
-    _tell("| side px | tiled | device | before MiB | sampling s | sampling peak MiB | all s | all peak MiB |")
+    _tell("| side px | kind | device | before MiB | sampling s (processor) | peak MiB | all s (processor) | peak MiB |")
     _tell("|---:|---|---|---:|---:|---:|---:|---:|")
-    peaks: dict[int, float] = {}
+    rows: dict[tuple[str, int], Row] = {}
     for side in sides:
-        for tiled in (True, False):
-            if tiled or side <= untiled_up_to:
-                row = Row(**_part("row", side, steps, tile if tiled else 0))
-                _tell(
-                    f"| {side} | {'yes' if tiled else 'no'} | {row.device} | {row.held_mib:.0f} | "
-                    f"{row.sampling_s:.1f} | {row.sampling_mib:.0f} | {row.total_s:.1f} | {row.total_mib:.0f} |"
-                )
-                if tiled:
-                    peaks[side] = row.sampling_mib
-    if tile in peaks and len(peaks) > 1:
-        most = max(peaks)
-        _tell(f"\nSampling peak at {most} px over the peak at one tile: {peaks[most] / peaks[tile]:.2f}")
+        for kind in kinds:
+            row, why = _one_row(patience, side, steps, tile if kind != "untiled" else 0, int(kind == "nodes"))
+            rows[kind, side] = row
+            sampling = f"{row.sampling_s:.1f} ({row.sampling_busy_s:.1f}) | {row.sampling_mib:.0f}"
+            everything = f"{row.total_s:.0f} ({row.total_busy_s:.0f}) | {row.total_mib:.0f}"
+            shown = [
+                text if done else f"{why} |" for text, done in ((sampling, row.sampling_s), (everything, row.total_s))
+            ]
+            _tell(f"| {side} | {kind} | {row.device} | {row.held_mib:.0f} | {' | '.join(shown)} |")
+    for kind in kinds:
+        _compare(kind, rows.get((kind, tile)), rows.get((kind, max(sides))))
+
+
+def _compare(kind: str, one: Row | None, most: Row | None) -> None:
+    """How far the largest picture's sampling lies above that of one tile."""
+    if one is None or most is None or one is most or not (one.sampling_mib and most.sampling_mib):
+        return
+    held = most.held_mib - one.held_mib
+    _tell(
+        f"\n{kind}, peak of sampling the largest over that of one tile: {most.sampling_mib / one.sampling_mib:.2f}; "
+        f"less the {held:.0f} MiB that the larger pictures took before: "
+        f"{(most.sampling_mib - held) / one.sampling_mib:.2f}; sampling itself adds "
+        f"{most.sampling_mib - most.held_mib:.0f} MiB instead of {one.sampling_mib - one.held_mib:.0f}"
+    )
+
+
+def _one_row(patience: float, *words: int) -> tuple[Row, str]:
+    """What a row's process found within `patience` seconds, and why the rest is missing."""
+    why = f"not in {patience:.0f} s"
+    try:
+        done = subprocess.run(_command("row", *words), cwd=PLUGIN, capture_output=True, timeout=patience, check=False)
+        output = done.stdout
+        if done.returncode:
+            why = (done.stderr.decode(errors="replace").strip().splitlines() or [f"killed: {done.returncode}"])[-1][:80]
+    except subprocess.TimeoutExpired as stopped:
+        output = stopped.stdout or b""
+    told = output.decode().strip().splitlines()
+    return (Row(**json.loads(told[-1])) if told else Row()), why
 
 
 def _start() -> None:
@@ -166,34 +204,41 @@ def _host(allow_gpu: bool) -> None:
     sys.path.insert(0, str(host_folder()))
 
 
-def _row(side: int, steps: int, tile: int) -> dict[str, Any]:
-    """A photo to a square picture of `side` pixels; `tile` 0 is untiled."""
+def _row(side: int, steps: int, tile: int, floats: int) -> dict[str, Any]:
+    """A photo to a square picture of `side` pixels; `tile` 0 is untiled. What is known is told after every phase."""
     import torch
 
     loaded = _load()
     photo = torch.rand(1, side // _SCALE, side // _SCALE, 3, generator=torch.Generator().manual_seed(0))
+    row = Row(device="cuda" if torch.cuda.is_available() else "cpu")
+
+    def note(peak: Peak) -> None:
+        row.held_mib, row.sampling_mib = peak.held, peak.mib
+        row.sampling_s, row.sampling_busy_s = peak.seconds, peak.busy
+        _tell(json.dumps(asdict(row)))
+
     with torch.inference_mode():
         _run(loaded, photo[:, :16, :16], 1, 0)  # loads weights and warms up
-        whole, sampling = _Peak(), _Peak()
-        with whole:
-            _run(loaded, photo, steps, tile, sampling)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    peak = max(whole.mib, sampling.mib)
-    return asdict(Row(device, sampling.held, sampling.seconds, sampling.mib, whole.seconds, peak))
+        with Peak() as whole:
+            _run(loaded, photo, steps, tile, Peak(note), floats=bool(floats))
+    row.total_s, row.total_busy_s, row.total_mib = whole.seconds, whole.busy, max(whole.mib, row.sampling_mib)
+    return asdict(row)
 
 
-def _run(loaded: Loaded, photo_BHWC: Any, steps: int, tile: int, watch: Any = None) -> Any:
-    """What SeeSRUpscale does, with the sampling watched."""
+def _run(
+    loaded: Loaded, photo_BHWC: Any, steps: int, tile: int, watch: Peak | None = None, *, floats: bool = False
+) -> Any:
+    """What SeeSRUpscale does, with the sampling watched; `floats`: with the pictures that nodes exchange."""
     image, latent, tiled = (plugin(f"nodes.{name}") for name in ("image", "latent", "tiled"))
     upscale, vae = plugin("nodes.upscale"), plugin("nodes.host.vae")
-    prepared = image.prepare_images(photo_BHWC, scale=_SCALE, min_size=0)
+    prepared = (image.prepare_images if floats else image.prepare_levels)(photo_BHWC, scale=_SCALE, min_size=0)
     model, positive, negative = _applied(loaded, photo_BHWC, prepared)
     sigmas = latent.schedule_sigmas(model, steps=steps)
     noise, start = latent.latent_init(model, loaded.vae, prepared, sigmas, seed=0)
     if tile:
         settings = tiled.TileSettings.from_pixels(tile, 32, tile_batch=1)
         model = tiled.tile_model(model, settings)
-    with watch or _nothing():
+    with watch or nullcontext():
         sampler = upscale.comfy.samplers.sampler_object("ddpm")
         sampled, _ = tiled.sample(model, positive, negative, noise, sampler, sigmas, start, cfg=_CFG)
     decoded = vae.decode_latent(loaded.vae, sampled["samples"])
@@ -211,58 +256,6 @@ def _applied(loaded: Loaded, photo_BHWC: Any, prepared_BHWC: Any) -> tuple[Any, 
         loaded.model, *prompts, loaded.seesr, soft, prepared_BHWC
     )
     return applied
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-class _Peak:
-    """Seconds and peak memory of a block: the allocator's on a GPU, else the process's resident memory, polled."""
-
-    def __init__(self) -> None:
-        self.seconds = self.mib = self.held = 0.0
-        self._stop = threading.Event()
-
-    def __enter__(self) -> _Peak:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self.held = _memory_now()
-        self._poll = threading.Thread(target=self._watch, daemon=True)
-        self._poll.start()
-        self._began = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            self.mib = torch.cuda.max_memory_allocated() / MIB
-        self.seconds = time.perf_counter() - self._began
-        self._stop.set()
-        self._poll.join()
-
-    def _watch(self) -> None:
-        import torch
-
-        while not torch.cuda.is_available():
-            self.mib = max(self.mib, _memory_now())
-            if self._stop.wait(0.005):
-                break
-
-
-def _memory_now() -> float:
-    """MiB that the allocator (GPU) or the process (CPU) holds."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated() / MIB
-    return float(psutil.Process(os.getpid()).memory_info().rss / MIB)
 
 
 def _start_time() -> dict[str, Any]:

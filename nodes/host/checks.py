@@ -10,6 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
+from ..schema import is_finite
 from .rca import text_transformers
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def check_image(hint_B3HW: Tensor) -> None:
             f"The prepared image has {width} × {height} pixels; expected sides that are multiples of 8, as SeeSR "
             "Prepare Image makes them."
         )
-    if not bool(torch.isfinite(hint_B3HW).all()):
+    if not is_finite(hint_B3HW.movedim(1, -1)):
         raise SettingsError("The prepared image holds values that are no numbers; look for the node that made them.")
 
 

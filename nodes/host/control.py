@@ -12,6 +12,7 @@ from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from torch import Tensor, nn
 
 from ...seesr_core.errors import SettingsError
+from ..schema import unit_range
 from .conds import Conditioning
 from .keys import Site
 from .rca import RCA, fit_tokens
@@ -100,7 +101,7 @@ class SeeSRControl(comfy.controlnet.ControlNet):
         """A copy for these photos.
 
         Args:
-            hint_B3HW: prepared photos in [0, 1].
+            hint_B3HW: prepared photos as the host has them or as uint8 levels; the network gets [0, 1].
             soft_prompt_BLD: their soft prompts.
             strength: factor on all residuals.
             rca_strength: share of RCA.
@@ -148,6 +149,11 @@ class SeeSRControl(comfy.controlnet.ControlNet):
                 f"SeeSR Apply got {count} prepared images, but {len(latent)} latents are being sampled; expected as "
                 "many latents as images, or a multiple. Encode the same batch."
             )
+
+
+def network_hint(hint_B3HW: Tensor) -> Tensor:
+    """The part of a photo that the network is shown next, for the host to call: photos stay as they were given."""
+    return unit_range(hint_B3HW).contiguous()
 
 
 def attach_control(prompts: list[Conditioning], control: SeeSRControl | None) -> list[Conditioning]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...seesr_core.checkpoints.control import ControlParts, read_control, read_published
 from ...seesr_core.errors import WeightsError
 from . import keys
-from .control import SeeSRControl, SeeSRControlNet
+from .control import SeeSRControl, SeeSRControlNet, network_hint
 from .rca import RCA, RCAWeights, managed, norm_operations
 
 _HINT_WIDTHS = (16, 32, 96, 256)
@@ -137,7 +137,7 @@ def build_control(parts: ControlParts) -> SeeSRControl:
         ),
         **keys.host_config(config),
     )
-    control = SeeSRControl(None, load_device=device, manual_cast_dtype=cast)
+    control = SeeSRControl(None, load_device=device, manual_cast_dtype=cast, preprocess_image=network_hint)
     control.control_model = _frozen(net)
     control.control_model_wrapped = managed(net, _cast(keys.controlnet_to_host(parts.controlnet_state, config), dtype))
     return control

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...seesr_core.errors import ImageError, SettingsError
-from ..schema import channels_first
+from ..schema import channels_first, is_finite, view_channels_first
 
 PIXELS_PER_CELL = 8
 _CHANNELS = 4
@@ -63,13 +63,13 @@ def check_vae(vae: Any) -> None:
 
 
 def _checked_size(image_BHWC: Tensor) -> tuple[int, int]:
-    height, width = channels_first(image_BHWC[:1]).shape[-2:]
+    height, width = view_channels_first(image_BHWC).shape[-2:]
     if height % PIXELS_PER_CELL or width % PIXELS_PER_CELL:
         raise ImageError(
             f"Expected a picture with sides that are multiples of 8, found {width}×{height}; connect SeeSR Prepare "
             "Image."
         )
-    if not torch.isfinite(image_BHWC).all():
+    if not is_finite(image_BHWC):
         raise ImageError(
             "The picture holds values that are not numbers (NaN or infinite); check the node it comes from."
         )

@@ -133,6 +133,12 @@ def nodes_of(graph: dict[str, Any], class_type: str) -> list[str]:
     return [name for name, node in graph.items() if node["class_type"] == class_type]
 
 
+def only(graph: dict[str, Any], class_type: str) -> str:
+    """Id of the one node of a class; graph in API form."""
+    (name,) = nodes_of(graph, class_type)
+    return name
+
+
 def _api_inputs(
     node: dict[str, Any], info: dict[str, Any], nodes: dict[int, Any], links: dict[int, Any], check: bool
 ) -> dict[str, Any]:

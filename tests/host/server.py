@@ -10,6 +10,7 @@ import io
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ FOLDER = "comfyui-seesr"
 _FLAGS = ("--cpu", "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
 _ENDS = {"execution_success": "success", "execution_error": "error", "execution_interrupted": "interrupted"}
 _CLIENT = "seesr-tests"
+_TEXT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,11 @@ class Server:
                     raise ServerError(f"None of {kinds} within {timeout:.0f} s.\n{self.tail()}")
                 self._news.wait(1.0)
 
+    def texts(self, node: str) -> list[str]:
+        """What was shown on a node so far, in every run."""
+        with self._news:
+            return [data["text"] for name, data in self._events if name == "text" and data["node"] == node]
+
     def events(self, prompt_id: str, kind: str) -> list[dict[str, Any]]:
         """All events of a kind so far that concern this prompt."""
         with self._news:
@@ -221,7 +228,7 @@ class Server:
                 event = json.loads(message.data)
                 self._events.append((event["type"], event["data"]))
             elif isinstance(message.data, bytes):
-                self._events.append(("preview", {"bytes": len(message.data)}))
+                self._events.append(_binary_event(message.data))
             self._news.notify_all()
 
     def _history(self, prompt_id: str) -> dict[str, Any]:
@@ -242,6 +249,14 @@ def _refused(answer: dict[str, Any]) -> Run:
     for found in nodes.values():
         parts += [f"{each['message']}: {each['details']}" for each in found["errors"]]
     return Run(prompt_id="", status="refused", error="\n".join(parts).strip(), node=next(iter(nodes), ""))
+
+
+def _binary_event(data: bytes) -> tuple[str, dict[str, Any]]:
+    """A preview, or a text on a node: the kind, then the length of the node's id, the id, the text."""
+    kind, length = struct.unpack(">II", data[:8])
+    if kind != _TEXT:
+        return "preview", {"bytes": len(data)}
+    return "text", {"node": data[8 : 8 + length].decode(), "text": data[8 + length :].decode()}
 
 
 def _free_port() -> int:

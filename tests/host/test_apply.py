@@ -98,6 +98,31 @@ def test_two_photos_equal_two_runs(model: Any) -> None:
         torch.testing.assert_close(batched[part], alone, atol=1e-3, rtol=1e-4)
 
 
+def test_photos_are_kept_as_they_are(model: Any) -> None:
+    """No copy of a large picture; what is out of range is cut for the network only."""
+    inputs = nets.nano_inputs(size=8)
+    usual = execute(model, image=[inputs["image"]])
+    assert usual[1][0][1]["control"].cond_hint_original.data_ptr() == inputs["image"].data_ptr()
+    beyond = inputs["image"].clone()
+    beyond[inputs["image"] > 0.9], beyond[inputs["image"] < 0.1] = 7.0, -7.0
+    cut = execute(model, image=[beyond.clamp(0.0, 1.0)])
+    assert torch.equal(nets.run(*execute(model, image=[beyond]), inputs), nets.run(*cut, inputs))
+    assert not torch.equal(nets.run(*cut, inputs), nets.run(*usual, inputs))
+
+
+@pytest.mark.parametrize("tile", [512, 64])
+def test_photos_in_8_bits_give_the_same_numbers(model: Any, tile: int) -> None:
+    tiled = plugin("nodes.tiled")
+    settings = tiled.TileSettings.from_pixels(tile, 16)
+    inputs = nets.nano_inputs(size=12)
+    levels = (255 * inputs["image"]).to(torch.uint8)
+    found = []
+    for image in (levels, levels.float() / 255.0):
+        patched, positive, negative = execute(model, image=[image])
+        found.append(nets.run(tiled.tile_model(patched, settings), positive, negative, inputs))
+    assert torch.equal(*found)
+
+
 def test_one_photo_serves_a_batch_of_latents(model: Any) -> None:
     one, many = nets.nano_inputs(size=8), nets.nano_inputs(size=8)
     for name in ("latent", "noise"):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,23 @@ def test_pages_and_pictures_are_all_used(nodes: dict[str, Any]) -> None:
         with Image.open(DOCS / picture) as image:
             assert image.width <= 1280
         assert Path(DOCS / picture).stat().st_size < 200_000
+
+
+def test_comfy_cli_accepts_it(tmp_path: Path) -> None:
+    """What `comfy node publish` would check first; needs `pip install comfy-cli`."""
+    command = shutil.which("comfy")
+    if command is None:
+        pytest.skip("comfy-cli is not installed")
+    found = subprocess.run(
+        [command, "--skip-prompt", "--no-enable-telemetry", "node", "validate"],
+        cwd=PLUGIN,
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout
+    assert "All validation checks passed" in found.stdout + found.stderr
 
 
 def test_registry_description(host: Path) -> None:
