@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from seesr_core.errors import SettingsError
 
@@ -17,6 +17,7 @@ from .degradation import DegradationConfig, SharpenConfig
 from .loop import LoopConfig
 
 Config = TypeVar("Config")
+Trained = Literal["all", "rca-image-encoder", "lora"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,6 +34,8 @@ class Stage1Config:
     """Photos with a shorter side than this are skipped; smaller ones than the crop are enlarged to it."""
     skip_grey: bool = False
     """Whether photos without colour are skipped."""
+    fixed_crops: bool = False
+    """Whether a photo is cropped and flipped alike whenever it is drawn, so that a cache knows the crop again."""
     degradation: DegradationConfig = field(default_factory=lambda: DegradationConfig(quantize=True))
     """How the LR photos are made; by default rounded to 8 bits, as the published set was stored."""
     degradation_group: int = 1
@@ -42,6 +45,9 @@ class Stage1Config:
     pool: int = 0
     """Number of batches that are degraded once, kept and drawn again; 0 degrades every batch afresh. On a CPU
     degradation costs several times as much as the training itself."""
+    cache_teacher: bool = False
+    """Whether the teacher's outputs are kept, up to 1 GiB in memory and all of them in the run folder: 0.6 MB a crop at
+    full size. Needs crops that return: from a pool, fixed, or square photos that are not larger than the crop."""
     rank: int = 8
     """Rank of the adapter."""
     alpha: int = 1
@@ -79,12 +85,18 @@ class Stage2Config:
     """Photos with a shorter side than this are skipped; smaller ones than the crop are enlarged to it."""
     skip_grey: bool = False
     """Whether photos without colour are skipped."""
+    fixed_crops: bool = False
+    """Whether a photo is cropped and flipped alike whenever it is drawn, so that a cache knows the crop again."""
     degradation: DegradationConfig = field(default_factory=lambda: DegradationConfig(quantize=True))
     """How LR is made from HR."""
     null_text: float = 0.5
     """Probability that an image's tags are replaced by the empty prompt."""
-    trained: Literal["all", "rca-image-encoder"] = "all"
-    """What learns: ControlNet, its image encoder and RCA; or only RCA (of both networks) and the image encoder."""
+    trained: Trained = "all"
+    """What learns: `all`, that is ControlNet, its image encoder and RCA; `rca-image-encoder`, only RCA (of both
+    networks) and the image encoder; `lora`, low-rank adapters on all linear layers of the ControlNet's transformers
+    and the image encoder. The latter two go on from weights that exist."""
+    lora_rank: int = 16
+    """Rank of the adapters; their product is not scaled. They are merged when the run ends."""
     timesteps: tuple[int, ...] = ()
     """If given, only these are trained on; a distilled base model knows no others."""
     validation_steps: int = 20
@@ -93,7 +105,7 @@ class Stage2Config:
     """Timesteps are ⌊1000·u^power⌋ with uniform u: 1 is the paper's uniform choice, more favours late steps, which have
     little noise."""
     hint_channels: tuple[int, ...] = (16, 32, 96, 256)
-    """Widths of the trainable image encoder."""
+    """Widths of the trainable image encoder; weights to start from bring their own."""
     degradation_group: int = 1
     """Crops that are degraded together and share what the degradation decides once a batch; more is faster."""
     pool: int = 0
@@ -102,6 +114,10 @@ class Stage2Config:
     cache_texts: bool = False
     """Whether text states are kept on disk, too, in the run folder: 0.3 MB a prompt at full size. In memory they are
     always kept, up to 1 GiB."""
+    cache_pairs: bool = False
+    """Whether latents (the posterior's moments) and soft prompts of given LR/HR pairs are kept, up to 1 GiB in memory
+    and all of them in the run folder: 0.4 MB a crop at full size. Needs crops that return: fixed ones, or pairs that
+    are not larger than the crop."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
 
@@ -111,7 +127,9 @@ class Stage2Config:
         _require(self.validation_steps >= 1, "validation_steps must be at least 1", self.validation_steps)
         within = all(0 <= t < 1000 for t in self.timesteps)
         _require(within, "timesteps must lie from 0 to 999", self.timesteps)
-        _require(self.trained in ("all", "rca-image-encoder"), "trained is 'all' or 'rca-image-encoder'", self.trained)
+        choices = ", ".join(map(repr, get_args(Trained)))
+        _require(self.trained in get_args(Trained), f"trained must be one of {choices}", repr(self.trained))
+        _require(self.lora_rank >= 1, "lora_rank must be at least 1", self.lora_rank)
         _require(self.timestep_power > 0, "timestep_power must be positive", self.timestep_power)
         _require(self.degradation_group >= 1, "degradation_group must be at least 1", self.degradation_group)
         _require(self.pool >= 0, "pool must not be negative", self.pool)
