@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from seesr_core.checkpoints.base import Base
@@ -191,6 +196,57 @@ def test_the_recipes_run_and_resume(tiny: Path, photos: Path, tmp_path: Path, na
     for name_, tensor in one.controlnet_state.items():
         assert torch.equal(tensor, other.controlnet_state[name_])
     assert one.recipe == RECIPES[name][0]
+
+
+NANO = Path(stage2.__file__).parents[1] / "seesr_core" / "nano"
+
+
+def write_pages(folder: Path, count: int = 6) -> Path:
+    """Pages with coloured bars, which the small model has never seen; returns their list, pairs lie beside it."""
+    for kind in ("HR", "LR"):
+        (folder / "pairs" / kind).mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        draws, page = np.random.default_rng(number), np.full((128, 128, 3), 255, np.uint8)
+        for _ in range(40):
+            (y, x), (h, w) = draws.integers(0, 120, 2), draws.integers(2, 24, 2)
+            page[y : y + h, x : x + w] = draws.integers(0, 2, 3) * 255
+        picture = Image.fromarray(page)
+        picture.save(folder / f"{number}.png")
+        lines.append(json.dumps({"file": f"{number}.png", "tags": ["text", "paper"][: 1 + number % 2]}))
+        if number < 2:
+            hr = picture.crop((0, 0, 64, 64))
+            hr.save(folder / "pairs" / "HR" / f"{number}.png")
+            hr.resize((16, 16), Image.Resampling.BICUBIC).save(folder / "pairs" / "LR" / f"{number}.png")
+    (folder / "pages.jsonl").write_text("\n".join(lines), "utf-8")
+    return folder / "pages.jsonl"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_adapt_the_small_model(tmp_path: Path, name: str) -> None:
+    pages = write_pages(tmp_path)
+    recipe, *more = RECIPES[name]
+    files = {
+        "base": NANO / "checkpoints" / "seesr-nano.safetensors",
+        "dape": NANO / "dape" / "dape-nano.safetensors",
+        "init": NANO / "seesr" / "seesr-nano-control.safetensors",
+        "data": pages,
+        "validate": pages.parent / "pairs",
+        "out": tmp_path / "run",
+    }
+    given = [text for key, path in files.items() for text in (f"--{key}", str(path))]
+    few = "--crop 64 --smallest-photo 64 --validation-steps 1 --loop.batch-size 4 --loop.accumulation 2"
+    fast = "--loop.learning-rate 1e-3 --loop.warmup 4 --loop.log-every 4 --loop.sample-every 8 --loop.device cpu"
+    # The recipe's own optimizer where it is installed.
+    instead = [] if importlib.util.find_spec("bitsandbytes") else ["--loop.optimizer", "adamw-fused"]
+    command = [sys.executable, "-m", "trainer.stage2", "--recipe", recipe, *more, *given, *few.split(), *fast.split()]
+    for steps in ("8", "16"):
+        subprocess.run([*command, *instead, "--loop.steps", steps], check=True, timeout=1800)
+    lines = (tmp_path / "run" / "validation.jsonl").read_text("utf-8").splitlines()
+    first, last = (json.loads(line)["val_loss"] for line in lines)
+    assert last < 0.99 * first
+    assert sorted(logged(tmp_path / "run")) == [4, 8, 12, 16]
 
 
 def test_without_weights_to_start_from_the_recipe_says_so(

@@ -175,12 +175,13 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 # Stage 2, given pairs.
 
 
-def autoencoder() -> AutoencoderKL:
+def autoencoder() -> Any:
     """With a posterior to draw from; 8 pixels a latent."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
-        return AutoencoderKL(block_out_channels=[8] * 4, norm_num_groups=4, **blocks).requires_grad_(False).eval()
+        vae: Any = AutoencoderKL(block_out_channels=[8] * 4, norm_num_groups=4, **blocks)
+        return vae.requires_grad_(False).eval()
 
 
 @pytest.fixture

@@ -50,7 +50,8 @@ class Networks:
     def codes(self, image_B3HW: Tensor) -> Tensor:
         """What the autoencoder makes of images in [0, 1]: the posterior's mean and log-variance (B, 8, H/8, W/8), or of
         a deterministic one the latents (B, 4, H/8, W/8)."""
-        encoded = self.vae.encode(image_B3HW * 2 - 1)
+        # Convolutions that only look are faster in this layout, on CPUs and GPUs.
+        encoded = self.vae.encode((image_B3HW * 2 - 1).contiguous(memory_format=torch.channels_last))
         codes: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.parameters
         return codes
 

@@ -289,7 +289,7 @@ def tag_prompts(photos: Sequence[Photo]) -> list[str]:
 
 
 def export(task: Stage2Task, weights: Mapping[str, Tensor], path: Path, **about: Any) -> None:
-    """Write the trained weights as `seesr*.safetensors`; adapters are merged into the networks."""
+    """Write the trained weights as `seesr*.safetensors`."""
     task.trained.load_state_dict(weights, strict=False)
     merge_lora(task.networks.controlnet)
     parts = ControlParts.from_modules(
