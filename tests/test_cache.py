@@ -33,7 +33,7 @@ def test_every_input_is_computed_once_and_rows_come_in_order() -> None:
 
 
 def test_rows_on_disk_outlive_the_process_but_not_the_network(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = FrozenCache("a", tmp_path, shard_rows=2)
+    first = FrozenCache("a", tmp_path, shard_bytes=16)
     first.get(["x", "yy", "zzz"], Counted())
     network = Counted()
     again = FrozenCache("a", tmp_path)
@@ -47,7 +47,7 @@ def test_rows_on_disk_outlive_the_process_but_not_the_network(tmp_path: Path, ca
 
 
 def test_a_damaged_shard_is_left_out(tmp_path: Path) -> None:
-    FrozenCache("a", tmp_path, shard_rows=1).get(["x"], Counted())
+    FrozenCache("a", tmp_path, shard_bytes=1).get(["x"], Counted())
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-3])
     network = Counted()
@@ -57,7 +57,7 @@ def test_a_damaged_shard_is_left_out(tmp_path: Path) -> None:
 
 def test_memory_is_limited_and_what_is_on_disk_is_read_again(tmp_path: Path) -> None:
     network = Counted()
-    cache = FrozenCache("a", tmp_path, room=16, shard_rows=1)
+    cache = FrozenCache("a", tmp_path, room=16, shard_bytes=1)
     for text in ("x", "yy", "zzz", "x"):
         cache.get([text], network)
     assert len(cache.rows) == 2

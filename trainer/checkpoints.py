@@ -50,7 +50,7 @@ class State:
         found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state.get(parameter, {})
-            found |= {f"{key}.{name}": torch.as_tensor(value) for key, value in moments.items() if value is not None}
+            found |= {f"{key}.{name}": _own(value, parameter) for key, value in moments.items() if value is not None}
         return {name: whole(tensor).cpu().contiguous() for name, tensor in found.items()}
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -69,10 +69,16 @@ class State:
             self.optimizer.state[parameter] = {k: _placed(k, v, parameter) for k, v in moments[name].items()}
 
 
+def _own(value: Any, parameter: Tensor) -> Tensor:
+    """A moment; optimizers in 8 bits let parameters share tables, which safetensors does not write."""
+    moment = torch.as_tensor(value)
+    return moment if moment.shape == parameter.shape else moment.clone()
+
+
 def _placed(key: str, value: Tensor, parameter: Tensor) -> Any:
-    """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused."""
+    """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused, in 8 bits it is an int."""
     if key == "step":
-        return value
+        return value if value.is_floating_point() else int(value)
     return like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 

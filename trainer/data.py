@@ -73,6 +73,7 @@ class Crops:
         skip_grey: whether photos without colour are skipped, too.
         workers: threads that prepare the next batches; what a batch is does not depend on them.
         stride: how far the numbers of the batches that this process asks for lie apart.
+        fixed: whether a photo is cropped and flipped alike whenever it is drawn.
 
     Raises:
         DataError: more than a tenth of the photos cannot be used, or some are pairs and others not.
@@ -90,7 +91,9 @@ class Crops:
         skip_grey: bool = False,
         workers: int = 0,
         stride: int = 1,
+        fixed: bool = False,
     ) -> None:
+        self.fixed, self.varying = fixed, 0
         self.size, self.min_scale, self.seed = size, min_scale, seed
         self.smallest, self.skip_grey = smallest, skip_grey
         self.photos: list[Photo] = []
@@ -140,6 +143,8 @@ class Crops:
                         f"{photo.path} has {sides[0]}×{sides[1]} pixels, expected {PAIR_SCALE} times those of "
                         f"{photo.lr} ({lr.size[0]}×{lr.size[1]})."
                     )
+        whole = sides[0] == sides[1] <= self.size and (self.min_scale == 1 or photo.lr is not None)
+        self.varying += not (whole or self.fixed)
 
     def _keep(self, image: Tensor) -> None:
         self._kept.append(image)
@@ -187,14 +192,18 @@ class Crops:
     def _make(self, step: int, count: int) -> tuple[Tensor, list[int]]:
         numbers = range(step * count, (step + 1) * count)
         indices = [self.index(number) for number in numbers]
-        crops = [self.crop(index, seeded(self.seed, 2, number)) for index, number in zip(indices, numbers, strict=True)]
+        crops = [self.crop(index, self._draws(index, number)) for index, number in zip(indices, numbers, strict=True)]
         return torch.stack(crops), indices
+
+    def _draws(self, index: int, number: int) -> torch.Generator:
+        """What decides on the crop of photo `index`, drawn as image `number`."""
+        return seeded(self.seed, 17, index) if self.fixed else seeded(self.seed, 2, number)
 
     def pairs(self, step: int, count: int) -> tuple[Tensor, Tensor, list[int]]:
         """As `batch`, of photos with a degraded partner: HR, LR (count, 3, size / 4, size / 4) and the photos."""
         numbers = range(step * count, (step + 1) * count)
         indices = [self.index(number) for number in numbers]
-        crops = [self._pair(i, seeded(self.seed, 2, number)) for i, number in zip(indices, numbers, strict=True)]
+        crops = [self._pair(i, self._draws(i, number)) for i, number in zip(indices, numbers, strict=True)]
         hr, lr = (torch.stack(images) for images in zip(*crops, strict=True))
         return hr, lr, indices
 

@@ -335,6 +335,9 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 _MAY_CHANGE = {
     "steps",
     "accumulation",
+    "cache_pairs",
+    "cache_teacher",
+    "cache_texts",
     "compile",
     "compile_backend",
     "device",

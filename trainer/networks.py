@@ -13,10 +13,11 @@ from seesr_core.checkpoints.base import Base
 from seesr_core.checkpoints.control import ControlParts
 from seesr_core.control import controlnet_from_unet
 from seesr_core.dape import DAPE
-from seesr_core.errors import WeightsError
+from seesr_core.errors import SettingsError, WeightsError
 from seesr_core.prior import build_unet
 from seesr_core.rca import rca_parameters
 
+from .adapters import add_lora
 from .data import scoped_seed
 from .recipes import Stage2Config
 
@@ -46,21 +47,45 @@ class Networks:
             module.to(device)
         return self
 
+    def codes(self, image_B3HW: Tensor) -> Tensor:
+        """What the autoencoder makes of images in [0, 1]: the posterior's mean and log-variance (B, 8, H/8, W/8), or of
+        a deterministic one the latents (B, 4, H/8, W/8)."""
+        # Convolutions that only look are faster in this layout, on CPUs and GPUs.
+        encoded = self.vae.encode((image_B3HW * 2 - 1).contiguous(memory_format=torch.channels_last))
+        codes: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.parameters
+        return codes
+
+    def latents(self, codes: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
+        """Scaled latents of codes, drawn from the posterior by one generator or by one for each image."""
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        if codes.shape[1] != self.vae.config.latent_channels:
+            codes = DiagonalGaussianDistribution(codes).sample(generator)  # type: ignore[arg-type] # lists, too
+        return (codes * self.vae.config.scaling_factor).float()
+
 
 def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: ControlParts | None = None) -> Networks:
-    """RCA fresh in the U-Net (or from `resume`), the ControlNet a copy of the encoder; only they require gradients.
+    """RCA fresh in the U-Net and the ControlNet a copy of its encoder, or both from `resume`; only what
+    `config.trained` names requires gradients.
 
-    RCA's start depends on `config.loop.seed` alone.
+    The start of RCA and of adapters depends on `config.loop.seed` alone.
 
     Raises:
+        SettingsError: a part alone is to be trained, of no weights.
         WeightsError: `resume` was trained on a base model of another family, or with another tagger.
     """
+    hint_channels = config.hint_channels
     if resume is not None:
         _check_fit(base, dape, resume)
+        hint_channels = tuple(resume.controlnet_config["conditioning_embedding_out_channels"])
+    elif config.trained != "all":
+        raise SettingsError(
+            f"trained {config.trained!r} goes on from weights that exist: name them by --init, or choose 'all'."
+        )
     with scoped_seed(config.loop.seed, 6):
         unet = build_unet(base.unet_config, context_dim=dape.config.token_width)
         unet.load_state_dict({key: value.float() for key, value in base.unet_state.items()}, strict=False)
-        controlnet = controlnet_from_unet(unet, hint_channels=config.hint_channels)
+        controlnet = controlnet_from_unet(unet, hint_channels=hint_channels)
     if resume is not None:
         unet.load_state_dict(_float(resume.rca_state), strict=False)
         controlnet.load_state_dict(_float(resume.controlnet_state))
@@ -72,17 +97,26 @@ def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: Control
         tokenizer=base.tokenizer,
         dape=dape.requires_grad_(False).eval(),
     )
-    for parameter in rca_parameters(unet).values():
-        parameter.requires_grad_(True)
-    if config.trained == "rca-image-encoder":
-        controlnet.requires_grad_(False)
-        controlnet.controlnet_cond_embedding.requires_grad_(True)
-        for parameter in rca_parameters(controlnet).values():
-            parameter.requires_grad_(True)
+    _choose_trained(networks, config)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         controlnet.enable_gradient_checkpointing()
     return networks
+
+
+def _choose_trained(networks: Networks, config: Stage2Config) -> None:
+    """Let what `config.trained` names require gradients; the ControlNet does as a whole before."""
+    unet, controlnet = networks.unet, networks.controlnet
+    rca = list(rca_parameters(unet).values())
+    if config.trained == "lora":
+        rca = []
+        with scoped_seed(config.loop.seed, 18):
+            add_lora(controlnet, config.lora_rank)
+    elif config.trained == "rca-image-encoder":
+        controlnet.requires_grad_(False)
+        rca += rca_parameters(controlnet).values()
+    for parameter in (*rca, *controlnet.controlnet_cond_embedding.parameters()):
+        parameter.requires_grad_(True)
 
 
 def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -82,7 +82,35 @@ def make_crops(
         skip_grey=config.skip_grey,
         workers=config.loop.workers if workers is None else workers,
         stride=process_count(),
+        fixed=config.fixed_crops,
     )
+
+
+def check_returns(crops: Crops, setting: str) -> None:
+    """Refuse to keep what is made of crops that never come again.
+
+    Raises:
+        SettingsError: a photo is cropped anew whenever it is drawn.
+    """
+    if crops.varying:
+        raise SettingsError(
+            f"{setting} keeps what networks make of a crop for the next time, but {crops.varying} of {len(crops)} "
+            f"photos are cropped anew each time; set fixed_crops, or leave {setting} off."
+        )
+
+
+def check_pairs_return(crops: Crops) -> None:
+    """As `check_returns` for `cache_pairs`.
+
+    Raises:
+        SettingsError: the photos have no degraded partners, or are cropped anew whenever they are drawn.
+    """
+    if not crops.paired:
+        raise SettingsError(
+            "cache_pairs is for photos with a degraded partner (LR), and these have none; leave it off, or set pool to "
+            "use degraded batches more than once."
+        )
+    check_returns(crops, "cache_pairs")
 
 
 def check_groups(loop: LoopConfig, group: int) -> None:

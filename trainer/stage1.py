@@ -31,11 +31,12 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.files import atomic_write
 
 from . import command
+from .cache import FrozenCache, network_key
 from .data import Photo, digest, fingerprint, read_photos, same_photos, seeded, write_skipped
 from .distribution import is_main_process
 from .loop import flat, train
 from .losses import PromptLoss, prompt_loss
-from .pairs import check_groups, given_pairs, make_crops, make_pairs
+from .pairs import check_groups, check_returns, given_pairs, make_crops, make_pairs
 from .plan import make_plan, show
 from .pool import Pool, PreparedPair
 from .recipes import STAGE1_RECIPES, Stage1Config
@@ -140,10 +141,14 @@ def train_dape(
     Raises:
         DataError: too few photos, or `out` holds another run.
     """
-    task = Stage1Task(config, teacher, vocabulary, photos, pool_folder=out / "pool")
+    task = Stage1Task(config, teacher, vocabulary, photos, pool_folder=out / "pool", teacher_folder=out / "teacher")
     if is_main_process():
         write_skipped(task.crops, out)
-    tensors = train(task, config.loop, out, identity=task.identity())
+    try:
+        tensors = train(task, config.loop, out, identity=task.identity())
+    finally:
+        if task.seen is not None:
+            task.seen.write()
     if not is_main_process():
         return out / "dape.safetensors"
     return export(task.trained, tensors, config, vocabulary, out, source=f"{source}, {config.loop.steps} steps")
@@ -160,6 +165,7 @@ class Stage1Task:
         photos: Sequence[Photo],
         *,
         pool_folder: Path | None = None,
+        teacher_folder: Path | None = None,
     ) -> None:
         self.config, self.vocabulary = config, vocabulary
         check_groups(config.loop, config.degradation_group)
@@ -171,6 +177,11 @@ class Stage1Task:
         self.shown = make_crops(shown, config, workers=0)
         self.pool = Pool(config.pool * config.loop.parts, self._pool_key(), pool_folder, kind=PreparedPair)
         self.teacher = teacher.requires_grad_(False).eval().to(self.device)
+        self.seen: FrozenCache | None = None
+        if config.cache_teacher:
+            if not config.pool:
+                check_returns(self.crops, "cache_teacher")
+            self.seen = FrozenCache(network_key(config.loop, self.teacher), teacher_folder, parts=2)
         self.trained = add_lora(copy.deepcopy(self.teacher), config, seeded(seed, 5)).to(self.device).train()
 
     @property
@@ -181,10 +192,16 @@ class Stage1Task:
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Equation 1 of one part of a batch, its terms as figures."""
         lr, hr = self._batch(step)
-        with torch.no_grad():
-            target = self.teacher(self._prepare(hr))
-        loss = self._compare(self.trained(self._prepare(lr)), target)
+        loss = self._compare(self.trained(self._prepare(lr)), self._target(self._prepare(hr)))
         return loss.total, {"tokens": loss.tokens.item(), "logits": loss.logits.item()}
+
+    @torch.no_grad()
+    def _target(self, image_B3HW: Tensor) -> DAPEOutput:
+        """What the teacher makes of its input, from the cache if it has seen it before."""
+        if self.seen is None:
+            return self.teacher(image_B3HW)
+        found = self.seen.batch([image_B3HW], lambda: self.teacher(image_B3HW))
+        return DAPEOutput(*(part.to(self.device) for part in found))
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The degraded and the clean crops of a part of a batch, from the pool if there is one."""
@@ -210,6 +227,8 @@ class Stage1Task:
         settings = asdict(self.config)
         parts = [settings[name] for name in ("crop", "min_scale", "degradation", "degradation_group", "student_input")]
         parts += ["by image", self.config.loop.seed, self.config.loop.micro_batch, same_photos(self.crops.photos)]
+        if self.config.fixed_crops:
+            parts.append("fixed crops")
         return digest(repr(part).encode() for part in parts)
 
     def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -264,7 +283,7 @@ class Stage1Task:
     def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, beside the settings of the loop."""
         settings = asdict(self.config)
-        kept = {name: settings[name] for name in settings.keys() - {"loop", "export"}}
+        kept = {name: settings[name] for name in settings.keys() - {"loop", "export", "cache_teacher"}}
         return {
             "stage": 1,
             **flat(kept),

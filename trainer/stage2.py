@@ -25,18 +25,20 @@ from seesr_core.checkpoints.control import ControlParts, read_control, write_con
 from seesr_core.checkpoints.ram import read_dape
 from seesr_core.dape import prepare
 from seesr_core.errors import DataError
+from seesr_core.rca import rca_parameters
 from seesr_core.schedule import alphas_cumprod
 from seesr_core.text import encode_prompts
 
 from . import command
-from .cache import FrozenCache
+from .adapters import merge_lora
+from .cache import FrozenCache, network_key
 from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, write_skipped
 from .degradation import Pair
 from .distribution import is_main_process
 from .loop import flat, train
 from .losses import noise_loss
 from .networks import Networks, build_networks
-from .pairs import check_groups, given_pairs, make_crops, make_pairs
+from .pairs import check_groups, check_pairs_return, given_pairs, make_crops, make_pairs
 from .plan import make_plan, show
 from .pool import Pool, Prepared
 from .recipes import STAGE2_RECIPES, Stage2Config
@@ -80,6 +82,7 @@ class Stage2Task:
         *,
         pool_folder: Path | None = None,
         text_folder: Path | None = None,
+        pair_folder: Path | None = None,
         validation: Validation | None = None,
     ) -> None:
         self.text_folder, self.validation = text_folder, validation
@@ -91,6 +94,7 @@ class Stage2Task:
         self.acp = alphas_cumprod().to(self.device)
         key = self._pool_key() if config.pool else ""
         self.pool = Pool(config.pool * config.loop.parts, key, pool_folder, kind=Prepared)
+        self._pairs = self._pair_cache(pair_folder) if config.cache_pairs else None
         self.trained: nn.Module = nn.ModuleDict({"controlnet": networks.controlnet, "unet": networks.unet})
 
     @property
@@ -145,18 +149,39 @@ class Stage2Task:
     @torch.no_grad()
     def encoded(self, pair: Pair, photos: Sequence[int], images: Sequence[int]) -> Prepared:
         """What the frozen networks make of pairs; `photos` they are from, `images` they are in the run."""
+        codes, soft_prompt = self._looked_through(pair)
         return Prepared(
             photos=torch.tensor(photos),
             target=_to_u8(pair.hr_usm),
             condition=_to_u8(pair.lr_upsampled),
-            latents=self.encode_image(pair.hr_usm, by_image(self.config.loop.seed, 8, images=images)).cpu(),
-            soft_prompt=self.soft_prompt(pair.lr_upsampled).cpu(),
+            latents=self.networks.latents(codes, by_image(self.config.loop.seed, 8, images=images)).cpu(),
+            soft_prompt=soft_prompt.cpu(),
         )
+
+    def _looked_through(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """The autoencoder's codes of HR and DAPE's tokens of LR, from the cache if they were there before."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            return self.networks.codes(pair.hr_usm), self.soft_prompt(pair.lr_upsampled)
+
+        if self._pairs is None:
+            return compute()
+        codes, soft_prompt = self._pairs.batch([pair.hr_usm, pair.lr_upsampled], compute)
+        return codes.to(self.device), soft_prompt.to(self.device)
+
+    def _pair_cache(self, folder: Path | None) -> FrozenCache:
+        check_pairs_return(self.crops)
+        return FrozenCache(network_key(self.config.loop, self.networks.vae, self.networks.dape), folder, parts=2)
+
+    def write_caches(self) -> None:
+        """Write what is not yet on disk."""
+        for cache in filter(None, (self._texts, self._pairs)):
+            cache.write()
 
     def _pool_key(self) -> str:
         """Everything that a prepared batch depends on."""
         config, names = self.config, ("crop", "min_scale", "degradation", "degradation_group")
-        settings = {name: asdict(config)[name] for name in names}
+        settings = {name: asdict(config)[name] for name in (*names, *(["fixed_crops"] if config.fixed_crops else []))}
         loop = ("by image", config.loop.seed, config.loop.micro_batch, config.loop.precision)
         networks = fingerprint(self.networks.vae), fingerprint(self.networks.dape)
         return digest(repr(part).encode() for part in (settings, loop, networks, self._photos()))
@@ -166,18 +191,22 @@ class Stage2Task:
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when the stage is resumed."""
-        settings = asdict(self.config)
-        del settings["loop"]
+        kept = asdict(self.config)
+        settings = {name: kept[name] for name in kept.keys() - {"loop", "cache_texts", "cache_pairs"}}
         ends = (self.networks.unet.conv_in, self.networks.unet.conv_out)  # tell base models apart, and are small
         made_of = {"base": " ".join(map(fingerprint, ends)), "dape": fingerprint(self.networks.dape)}
-        return {**flat(settings), "photos": self._photos(), **made_of}
+        return {**flat(settings), "photos": self._photos(), **made_of, **self._start()}
+
+    def _start(self) -> dict[str, str]:
+        """Tells apart the weights that a part of the ControlNet or RCA keeps."""
+        parts = (*self.networks.controlnet.parameters(), *rca_parameters(self.networks.unet).values())
+        kept = [p.cpu().numpy().tobytes() for p in parts if not p.requires_grad]
+        return {"init": digest(kept)} if kept else {}
 
     def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
         """Scaled latents of images in [0, 1]: samples of the posterior (one generator, or one for each image), or a
         deterministic autoencoder's codes."""
-        encoded = self.networks.vae.encode(image * 2 - 1)
-        code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample(generator)
-        return (code * self.networks.vae.config.scaling_factor).float()
+        return self.networks.latents(self.networks.codes(image), generator)
 
     def soft_prompt(self, condition: Tensor) -> Tensor:
         """DAPE's tokens of the upsampled LR, resized as the published training does."""
@@ -192,8 +221,7 @@ class Stage2Task:
     def text_states(self, prompts: Sequence[str]) -> Tensor:
         """As `encode_text`, of the frozen text encoder; every prompt is encoded once."""
         if self._texts is None:
-            key = f"{fingerprint(self.networks.text_encoder)} {self.config.loop.precision}"
-            self._texts = FrozenCache(key, self.text_folder)
+            self._texts = FrozenCache(network_key(self.config.loop, self.networks.text_encoder), self.text_folder)
         return self._texts.get(prompts, self.encode_text).to(self.device)
 
     def noisy(self, batch: Batch) -> Tensor:
@@ -263,6 +291,7 @@ def tag_prompts(photos: Sequence[Photo]) -> list[str]:
 def export(task: Stage2Task, weights: Mapping[str, Tensor], path: Path, **about: Any) -> None:
     """Write the trained weights as `seesr*.safetensors`."""
     task.trained.load_state_dict(weights, strict=False)
+    merge_lora(task.networks.controlnet)
     parts = ControlParts.from_modules(
         task.networks.unet, task.networks.controlnet, step=task.config.loop.steps, **about
     )
@@ -335,8 +364,12 @@ def train_control(
         write_skipped(crops, out)
     tags, folder = tag_prompts(crops.photos), pool_folder or out / "pool"
     texts = out / "texts" if config.cache_texts else None
-    task = Stage2Task(config, networks, crops, tags, pool_folder=folder, text_folder=texts, validation=validation)
-    weights = train(task, config.loop, out, identity=task.identity())
+    folders = {"pool_folder": folder, "text_folder": texts, "pair_folder": out / "pairs"}
+    task = Stage2Task(config, networks, crops, tags, **folders, validation=validation)
+    try:
+        weights = train(task, config.loop, out, identity=task.identity())
+    finally:
+        task.write_caches()
     path = out / "seesr-control.safetensors"
     if is_main_process():
         export(task, weights, path, **about)
