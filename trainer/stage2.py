@@ -175,7 +175,8 @@ class Stage2Task:
     def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
         """Scaled latents of images in [0, 1]: samples of the posterior (one generator, or one for each image), or a
         deterministic autoencoder's codes."""
-        encoded = self.networks.vae.encode(image * 2 - 1)
+        # Convolutions that only look are faster in this layout, on CPUs and GPUs.
+        encoded = self.networks.vae.encode((image * 2 - 1).contiguous(memory_format=torch.channels_last))
         code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample(generator)
         return (code * self.networks.vae.config.scaling_factor).float()
 
