@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -261,13 +261,15 @@ def tag_prompts(photos: Sequence[Photo]) -> list[str]:
     return [", ".join(photo.tags) + "," if photo.tags else "" for photo in photos]
 
 
-def export(task: Stage2Task, weights: Mapping[str, Tensor], path: Path, **about: Any) -> None:
+def export(
+    task: Stage2Task, weights: Mapping[str, Tensor], path: Path, *, dtype: torch.dtype = torch.float16, **about: Any
+) -> None:
     """Write the trained weights as `seesr*.safetensors`."""
     task.trained.load_state_dict(weights, strict=False)
     parts = ControlParts.from_modules(
         task.networks.unet, task.networks.controlnet, step=task.config.loop.steps, **about
     )
-    write_control(path, parts)
+    write_control(path, parts, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -297,6 +299,8 @@ class Command:
     """NIQE's published parameters (.npz), to have it among the figures."""
     init: Path | None = None
     """Start from these `seesr*.safetensors` weights instead of fresh ones."""
+    export: Literal["fp16", "fp32"] = "fp16"
+    """Precision of the exported weights; fp32 has twice the size and gives the validation's pictures to rounding."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -315,6 +319,7 @@ def run(options: Command) -> Path | None:
         show(make_plan(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
         return None
     about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe}
+    about["dtype"] = {"fp16": torch.float16, "fp32": torch.float32}[options.export]
     settings = {"steps": config.validation_steps}
     judge = Validation.of_folder(options.validate, vocabulary, settings, options.niqe_params)
     return train_control(config, networks, photos, options.out, validation=judge, **about)
@@ -330,7 +335,7 @@ def train_control(
     validation: Validation | None = None,
     **about: Any,
 ) -> Path:
-    """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata."""
+    """Train (or resume) and write `seesr-control.safetensors`; `about` goes to `export`."""
     crops = make_crops(photos, config)
     if is_main_process():
         write_skipped(crops, out)
