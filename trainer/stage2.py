@@ -32,7 +32,7 @@ from . import command
 from .cache import FrozenCache
 from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, write_skipped
 from .degradation import Pair
-from .distribution import is_main_process
+from .distribution import is_main_process, whole
 from .loop import flat, train
 from .losses import noise_loss
 from .networks import Networks, build_networks
@@ -264,12 +264,22 @@ def tag_prompts(photos: Sequence[Photo]) -> list[str]:
 def export(
     task: Stage2Task, weights: Mapping[str, Tensor], path: Path, *, dtype: torch.dtype = torch.float16, **about: Any
 ) -> None:
-    """Write the trained weights as `seesr*.safetensors`."""
-    task.trained.load_state_dict(weights, strict=False)
+    """Write the trained weights as `seesr*.safetensors`; every process has to ask, and the main one writes."""
     parts = ControlParts.from_modules(
         task.networks.unet, task.networks.controlnet, step=task.config.loop.steps, **about
     )
-    write_control(path, parts, dtype=dtype)
+    parts.controlnet_state = _complete(parts.controlnet_state, weights, "controlnet.")
+    parts.rca_state = _complete(parts.rca_state, weights, "unet.")
+    if is_main_process():
+        write_control(path, parts, dtype=dtype)
+        log.info("wrote %s", path)
+
+
+def _complete(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A network's state with the trained weights in it, and the frozen ones gathered from their shards."""
+    return {
+        name: weights[prefix + name] if prefix + name in weights else whole(tensor) for name, tensor in state.items()
+    }
 
 
 @dataclass(kw_only=True)
@@ -344,9 +354,7 @@ def train_control(
     task = Stage2Task(config, networks, crops, tags, pool_folder=folder, text_folder=texts, validation=validation)
     weights = train(task, config.loop, out, identity=task.identity())
     path = out / "seesr-control.safetensors"
-    if is_main_process():
-        export(task, weights, path, **about)
-        log.info("wrote %s", path)
+    export(task, weights, path, **about)
     return path
 
 
