@@ -70,9 +70,10 @@ class State:
 
 
 def _placed(key: str, value: Tensor, parameter: Tensor) -> Any:
-    """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused."""
+    """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused, and the 8-bit one counts
+    with a plain number."""
     if key == "step":
-        return value
+        return value if value.is_floating_point() else int(value)
     return like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 

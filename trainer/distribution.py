@@ -88,8 +88,9 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     )
     if accelerator.distributed_type is DistributedType.DEEPSPEED:
         raise SettingsError(
-            "The launcher asks for DeepSpeed, whose checkpoints this trainer cannot resume exactly; "
-            "FSDP2 shards the same state: answer 'fsdp' in `accelerate config`."
+            "The launcher asks for DeepSpeed, which steps within the backward pass, so that no step could be skipped "
+            "and no run resumed exactly; trainer/accelerate/fsdp2.yaml shards the same as ZeRO-3, fsdp2-keep.yaml as "
+            "ZeRO-2."
         )
     return accelerator
 

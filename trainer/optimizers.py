@@ -34,8 +34,8 @@ def _adamw_8bit(parameters: Iterable[nn.Parameter], learning_rate: float, weight
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise SettingsError(
-            "The optimizer 'adamw-8bit' needs the package bitsandbytes and an NVIDIA GPU: install it by "
-            "`pip install bitsandbytes`, or choose 'adamw-fused'."
+            "The optimizer 'adamw-8bit' needs the package bitsandbytes: install it by `pip install bitsandbytes`, or "
+            "choose 'adamw-fused'."
         ) from error
     optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
     return optimizer
