@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import torch._dynamo
 import torch.distributed.tensor
 from torch import Tensor, nn
 
+import trainer.loop
 from seesr_core.errors import SeeSRError
 from trainer.checkpoints import Checkpoints, State
 from trainer.data import by_image, read_photos, seeded
@@ -100,8 +101,8 @@ def equal(folder: Path) -> None:
         assert _forked(count, functools.partial(_stage2, folder, 4 // count, f"{count}")) == [0] * count
 
 
-def _stage2(folder: Path, accumulation: int, name: str) -> None:
-    settings = config(steps=2, batch_size=4, accumulation=accumulation, sample_every=0, save_every=2)
+def _stage2(folder: Path, accumulation: int, name: str, sample_every: int = 0) -> None:
+    settings = config(steps=2, batch_size=4, accumulation=accumulation, sample_every=sample_every, save_every=2)
     train_control(settings, small_networks(), read_photos(folder / "photos.jsonl"), folder / name, base="tiny")
 
 
@@ -111,9 +112,55 @@ def toy(folder: Path) -> None:
         assert _forked(count, functools.partial(_toy, 4 // count, folder / f"{count}")) == [0] * count
 
 
-def _toy(accumulation: int, out: Path) -> None:
-    config = replace(TOY, steps=6, accumulation=accumulation, save_every=6)
+def _toy(accumulation: int, out: Path, steps: int = 6) -> None:
+    config = replace(TOY, steps=steps, accumulation=accumulation, save_every=3)
     train(ToyTask(config), config, out)
+
+
+def fsdp2(folder: Path) -> None:
+    """A toy in one process, and sharded by accelerate over two, which are interrupted half-way."""
+    assert _forked(1, functools.partial(_toy, 2, folder / "whole")) == [0]
+    for steps in (3, 6):
+        action = functools.partial(_toy, 1, folder / "sharded", steps)
+        assert _forked(2, functools.partial(_as_fsdp2, action)) == [0, 0]
+
+
+def fsdp2_stage2(folder: Path) -> None:
+    """Stage 2 with its pictures and its export, whole and sharded block by block."""
+    stage2 = functools.partial(_stage2, folder, sample_every=2)
+    assert _forked(1, functools.partial(stage2, 4, "whole")) == [0]
+    assert _forked(2, functools.partial(_as_fsdp2, functools.partial(stage2, 2, "sharded"), BLOCKS)) == [0, 0]
+
+
+BLOCKS = ["BasicTransformerBlock", "ResnetBlock2D"]
+"""What the shipped configuration shards by."""
+
+
+def _as_fsdp2(action: Callable[[], object], blocks: Sequence[str] = ()) -> None:
+    """accelerate shards on GPUs only; told that the CPU is one, it shards over gloo just as well."""
+    from accelerate import Accelerator, DistributedType
+    from accelerate.state import PartialState
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    made, prepare = trainer.loop.make_accelerator, Accelerator.prepare
+    how = {"auto_wrap_policy": "transformer_based_wrap" if blocks else "no_wrap"}
+    plugin: Any = functools.partial(FullyShardedDataParallelPlugin, fsdp_version=2, cpu_ram_efficient_loading=False)
+
+    def sharding(config: LoopConfig) -> Any:
+        accelerator: Any = made(config)
+        accelerator.state.fsdp_plugin = plugin(**how, transformer_cls_names_to_wrap=list(blocks) or None)
+        for state in (accelerator.state._shared_state, PartialState._shared_state):
+            state["distributed_type"] = DistributedType.FSDP
+        return accelerator
+
+    def prepared(self: Any, *parts: Any) -> Any:
+        result = prepare(self, *parts)
+        assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in result[0].parameters())
+        return result
+
+    trainer.loop.make_accelerator = sharding  # type: ignore[attr-defined]
+    Accelerator.prepare = prepared  # type: ignore[method-assign]
+    action()
 
 
 def lost(folder: Path) -> None:
@@ -211,7 +258,7 @@ def _steps(state: State, start: int, end: int) -> None:
         torch._foreach_lerp_(list(state.average.values()), [p.detach() for p in state.parameters.values()], 0.1)
 
 
-SCENARIOS = {action.__name__: action for action in (equal, toy, lost, killed, sharded)}
+SCENARIOS = {action.__name__: action for action in (equal, toy, fsdp2, fsdp2_stage2, lost, killed, sharded)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

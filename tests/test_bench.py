@@ -18,6 +18,8 @@ def test_the_loops_have_the_same_losses_and_their_shares_are_shares(tmp_path: Pa
         assert set(loop.shares) == set(PHASES)
         assert 0 < sum(loop.shares.values()) <= 1
         assert loop.images_per_second > 0
+        assert 0 <= loop.waiting < 1
+    assert found["plain"].times_plain == 1
     assert found["plain"].shares["degradation"] > 0
     assert found["cached"].shares["degradation"] == found["cached"].shares["data"] == 0
     written = json.loads((tmp_path / "bench.json").read_text("utf-8"))

@@ -117,6 +117,13 @@ def _learning(network: nn.Module) -> list[str]:
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 
+def test_adapters_are_not_trained_sharded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, crops = lora_config(), small_task(photos).crops
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match=r"ddp\.yaml"):
+        Stage2Task(settings, adapted(settings), crops, ["a,"] * len(crops))
+
+
 def test_an_interrupted_run_of_adapters_ends_as_an_uninterrupted_one(photos: Path, tmp_path: Path) -> None:
     listed = small_task(photos).crops.photos
     settings = lora_config(steps=4, sample_every=0, save_every=1, ema=0.5)

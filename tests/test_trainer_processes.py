@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from . import ranks
 from .stage2_nets import write_photos
@@ -52,3 +55,24 @@ def test_a_run_killed_at_ten_random_moments_ends_like_one_left_alone(tmp_path: P
 
 def test_a_sharded_state_is_saved_whole_and_read_back_into_its_shards(tmp_path: Path) -> None:
     ranks.run("sharded", tmp_path)
+
+
+def test_sharded_by_fsdp2_the_losses_are_the_same_and_a_run_goes_on(tmp_path: Path) -> None:
+    ranks.run("fsdp2", tmp_path)
+    alone = losses(tmp_path / "whole")
+    assert len(alone) == 6
+    torch.testing.assert_close(torch.tensor(losses(tmp_path / "sharded")), torch.tensor(alone), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_stage_2_sharded_by_fsdp2_has_the_same_losses_pictures_and_export(tmp_path: Path) -> None:
+    write_photos(tmp_path)
+    ranks.run("fsdp2_stage2", tmp_path)
+    alone, sharded = tmp_path / "whole", tmp_path / "sharded"
+    torch.testing.assert_close(torch.tensor(losses(sharded)), torch.tensor(losses(alone)), rtol=2e-5, atol=1e-6)
+    pictures = [np.asarray(Image.open(run / "samples" / "000002.png")).astype(int) for run in (alone, sharded)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    exports = [load_file(run / "seesr-control.safetensors") for run in (alone, sharded)]
+    assert exports[0].keys() == exports[1].keys()
+    for name, tensor in exports[0].items():
+        torch.testing.assert_close(exports[1][name], tensor, rtol=1e-2, atol=1e-4)

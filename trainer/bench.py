@@ -2,10 +2,10 @@
 
     python -m trainer.bench --size nano --json bench.json
 
-All loops run in turn in one process, on photos and weights made from a seed. The plain loop is what one writes first:
-the published sharpening, every image degraded, encoded and looked at by the tagger alone, every prompt encoded anew,
-and the optimizer's parameters taken one after the other. `ours` has its losses to rounding; `grouped` lets four images
-share what the degradation decides once a batch, as the recipe nano does; `cached` draws prepared batches again.
+The loops take turns step by step in one process, on photos and weights made from a seed. The plain loop is what one
+writes first with diffusers: the published degradation image by image, then every frozen network looks at the whole
+batch and encodes every prompt anew, and torch's own AdamW. `ours` has its losses to rounding; `grouped` lets four
+images share what the degradation decides once a batch, as the recipe nano does; `cached` draws prepared batches again.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from seesr_core.files import atomic_write
 
 from . import command
 from .data import read_photos
-from .degradation import DegradationConfig, SharpenConfig
+from .degradation import DegradationConfig, Pair, SharpenConfig
 from .distribution import local_device
 from .losses import noise_loss
 from .nano.autoencoder import build_autoencoder
 from .nano.prior import PriorConfig, PriorSizes, build_prior
 from .nano.tagger import tagger_config
 from .nano.text import train_tokenizer
+from .optimizers import build_optimizer
 from .order import seeded
 from .pairs import make_crops
 from .pool import Prepared
@@ -62,8 +64,8 @@ class Options:
 
     size: Literal["nano", "mid"] = "nano"
     """Which networks."""
-    steps: int = 4
-    """Measured steps of each loop; one more warms up."""
+    steps: int = 5
+    """Measured steps of each loop, after one or two to warm up."""
     batch_size: int = 8
     """Images per step."""
     crop: int = 128
@@ -72,6 +74,8 @@ class Options:
     """Threads that read photos ahead, not in the plain loop."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the networks."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What is counted: time, or the processor time of all threads, where other work shares the processors."""
     json: Path | None = None
     """Write the figures there, too."""
 
@@ -80,14 +84,20 @@ class Options:
 class Clock:
     """Seconds by phase."""
 
+    read: Callable[[], float]
+    """What tells the time."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    waited: float = 0.0
+    """Seconds by the wall in which nothing could happen for want of photos."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count what happens within the block."""
-        start = _now()
+        start, wall = self.read(), _wall()
         yield
-        self.seconds[name] += _now() - start
+        self.seconds[name] += self.read() - start
+        if name == "data":
+            self.waited += _wall() - wall
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,9 +105,13 @@ class Measured:
     """What a loop took."""
 
     images_per_second: float
-    """Over the measured steps."""
+    """At the median of the measured steps."""
+    times_plain: float
+    """By how much it is faster than the plain loop: the median over steps of the same images."""
     shares: dict[str, float]
     """Share of the time by phase."""
+    waiting: float
+    """Share of the time by the wall that was spent waiting for photos."""
     losses: list[float]
     """Of every step, to see that the loops do the same."""
 
@@ -120,6 +134,7 @@ class TimedTask(Stage2Task):
         with self.clock.phase("trained"):
             loss.backward()
         with self.clock.phase("optimizer"):
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], loop.max_grad_norm)
             optimizer.step()
         return loss.item()
 
@@ -141,21 +156,63 @@ class TimedTask(Stage2Task):
 
 
 class PlainTask(TimedTask):
-    """The same arithmetic image by image."""
+    """The same arithmetic without what this trainer does to be fast."""
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Tensor:
-        """Every prompt by itself."""
-        return torch.cat([self.encode_text([prompt]) for prompt in prompts])
+        """Every prompt anew."""
+        return self.encode_text(prompts)
 
-    def _looked_at(self, crops: Tensor, photos: list[int], number: int) -> Prepared:
-        first, rows = self.config.loop.images(number)[0], []
-        for index, photo in enumerate(photos):
-            with self.clock.phase("degradation"):
-                pair = self.degraded(crops[index : index + 1], first + index)
-            with self.clock.phase("frozen"):
-                rows.append(self.encoded(pair, [photo], range(first + index, first + index + 1)))
-        return Prepared(*(torch.cat([getattr(row, name) for row in rows]) for name in Prepared.__slots__))
+    def degraded(self, crops: Tensor, first: int) -> Pair:
+        """Image by image."""
+        pairs = [super(PlainTask, self).degraded(crop[None], first + index) for index, crop in enumerate(crops)]
+        return Pair(**{name: torch.cat([getattr(pair, name) for pair in pairs]) for name in Pair.__slots__})
+
+    def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
+        """In the layout in which photos come."""
+        return self.networks.vae.encode(image * 2 - 1).latents.float()
+
+
+@dataclass(slots=True)
+class Loop:
+    """A training loop under measurement."""
+
+    task: TimedTask
+    optimizer: torch.optim.Optimizer
+    read: Callable[[], float]
+    """What tells the time."""
+    clocks: list[Clock] = field(default_factory=list)
+    """Of the measured steps."""
+    totals: list[float] = field(default_factory=list)
+    """Seconds of the measured steps."""
+    walls: list[float] = field(default_factory=list)
+    """The same by the wall."""
+    losses: list[float] = field(default_factory=list)
+
+    def step(self, number: int) -> None:
+        """Carry out a step and measure it."""
+        self.task.clock = Clock(self.read)
+        start, wall = self.read(), _wall()
+        self.losses.append(self.task.step(number, self.optimizer))
+        self.totals.append(self.read() - start)
+        self.walls.append(_wall() - wall)
+        self.clocks.append(self.task.clock)
+
+    def forget(self) -> None:
+        """Drop what was measured, but for the losses."""
+        for measured in (self.clocks, self.totals, self.walls):
+            measured.clear()
+
+    def measured(self, plain: Loop) -> Measured:
+        """The figures."""
+        images, total = self.task.config.loop.batch_size, sum(self.totals)
+        return Measured(
+            images_per_second=images / median(self.totals),
+            times_plain=median(slow / fast for slow, fast in zip(plain.totals, self.totals, strict=True)),
+            shares={name: sum(clock.seconds[name] for clock in self.clocks) / total for name in PHASES},
+            waiting=sum(clock.waited for clock in self.clocks) / sum(self.walls),
+            losses=self.losses,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,14 +226,21 @@ def bench(options: Options) -> dict[str, Measured]:
         photos = write_photos(Path(folder), count=2 * options.batch_size)
         config = _config(options)
         plain = replace(config, degradation=replace(config.degradation, sharpen=SharpenConfig()))
-        grouped, cached = replace(config, degradation_group=4), replace(config, pool=1 + options.steps)
-        loops: dict[str, Callable[[], Measured]] = {
-            "plain": lambda: _measure(PlainTask, plain, photos, options, workers=0),
-            "ours": lambda: _measure(TimedTask, config, photos, options, workers=options.workers),
-            "grouped": lambda: _measure(TimedTask, grouped, photos, options, workers=options.workers),
-            "cached": lambda: _measure(TimedTask, cached, photos, options, workers=options.workers, rounds=2),
+        grouped, cached = replace(config, degradation_group=4), replace(config, pool=2)
+        loops = {
+            "plain": _loop(PlainTask, plain, photos, options),
+            "ours": _loop(TimedTask, config, photos, options),
+            "grouped": _loop(TimedTask, grouped, photos, options),
+            "cached": _loop(TimedTask, cached, photos, options),
         }
-        found = {name: measure() for name, measure in loops.items()}
+        for loop in loops.values():
+            for number in range(2 if loop is loops["cached"] else 1):
+                loop.step(number)
+            loop.forget()
+        for number in range(1, 1 + options.steps):
+            for loop in loops.values():
+                loop.step(number)
+    found = {name: loop.measured(loops["plain"]) for name, loop in loops.items()}
     for line in _lines(found):
         log.info("%s", line)
     if options.json:
@@ -193,23 +257,15 @@ def _config(options: Options) -> Stage2Config:
     return replace(nano, loop=loop, crop=options.crop, degradation=degradation, degradation_group=1, pool=0)
 
 
-def _measure(
-    kind: type[TimedTask], config: Stage2Config, photos: Path, options: Options, *, workers: int, rounds: int = 1
-) -> Measured:
-    """The steps after the first one; of several rounds over the same steps the last one."""
+def _loop(kind: type[TimedTask], config: Stage2Config, photos: Path, options: Options) -> Loop:
+    plain = kind is PlainTask
     # Photos are read from disk, as they are where they do not fit into memory.
-    crops = make_crops(read_photos(photos), config, workers=workers, memory=0)
+    crops = make_crops(read_photos(photos), config, workers=0 if plain else options.workers, memory=0)
     task = kind(config, networks(options.size, config), crops, tag_prompts(crops.photos))
-    task.clock = Clock()
     trained = [p for p in task.trained.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.loop.learning_rate, foreach=kind is not PlainTask)
-    for _ in range(rounds):
-        losses = [task.step(0, optimizer)]
-        task.clock, start = Clock(), _now()
-        losses += [task.step(number, optimizer) for number in range(1, 1 + options.steps)]
-        seconds = _now() - start
-    shares = {name: spent / seconds for name, spent in task.clock.seconds.items()}
-    return Measured(images_per_second=options.steps * options.batch_size / seconds, shares=shares, losses=losses)
+    rates = {"learning_rate": config.loop.learning_rate, "weight_decay": config.loop.weight_decay}
+    optimizer = build_optimizer("adamw" if plain else "adamw-fused", trained, **rates)
+    return Loop(task, optimizer, time.process_time if options.clock == "cpu" else _wall)
 
 
 def networks(size: str, config: Stage2Config) -> Networks:
@@ -240,10 +296,10 @@ def write_photos(folder: Path, *, count: int, side: int = 320) -> Path:
 
 
 def _lines(found: dict[str, Measured]) -> list[str]:
-    plain = found["plain"].images_per_second
     return [
-        f"{name:<8}{loop.images_per_second:9.2f} images/s  {loop.images_per_second / plain:5.2f} x plain   "
+        f"{name:<8}{loop.images_per_second:9.2f} images/s  {loop.times_plain:5.2f} x plain   "
         + "  ".join(f"{phase} {share:.0%}" for phase, share in loop.shares.items())
+        + f"   waits for data {loop.waiting:.1%}"
         for name, loop in found.items()
     ]
 
@@ -264,7 +320,7 @@ def _write(options: Options, found: dict[str, Measured]) -> None:
         temporary.write_text(json.dumps({**about, "loops": loops}, indent=1), "utf-8")
 
 
-def _now() -> float:
+def _wall() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -7,7 +7,8 @@ parts r, r + N, r + 2N … and gradients are averaged over all of them, so the n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,6 +51,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_sharded() -> bool:
+    """Whether accelerate's launcher asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def is_main_process() -> bool:
     """Whether this is the process that writes; there is one for all machines."""
     return os.environ.get("RANK", "0") == "0"
@@ -87,8 +93,9 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     )
     if accelerator.distributed_type is DistributedType.DEEPSPEED:
         raise SettingsError(
-            "The launcher asks for DeepSpeed, whose checkpoints this trainer cannot resume exactly; "
-            "FSDP2 shards the same state: answer 'fsdp' in `accelerate config`."
+            "The launcher asks for DeepSpeed, which steps within the backward pass, so that no step could be skipped "
+            "and no run resumed exactly; trainer/accelerate/fsdp2.yaml shards the same as ZeRO-3, fsdp2-keep.yaml as "
+            "ZeRO-2."
         )
     return accelerator
 
@@ -106,6 +113,21 @@ def whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Within the block, parts of a sharded model can be called by themselves; every process has to ask."""
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
 
 
 def fill(tensor: Tensor, value: Tensor) -> None:

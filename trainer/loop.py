@@ -24,7 +24,7 @@ from seesr_core.errors import DataError, ResourceError
 
 from .checkpoints import Checkpoints, Saved, State
 from .data import scoped_seed
-from .distribution import Pass, gathered, make_accelerator, whole
+from .distribution import Pass, gathered, make_accelerator, unsharded, whole
 from .dropout import DropoutByImage
 from .journal import Journal, Meter, Progress, write_run
 from .lock import Watch, held, leave
@@ -207,7 +207,7 @@ class Run:
 
     def sample(self) -> None:
         """Pictures, and the figures of a validation; the best state is kept."""
-        figures = _sample(self.task, self.state, self.out / "samples", self.done, self.accelerator)
+        figures = _sample(self.task, self.model, self.state, self.out / "samples", self.done, self.accelerator)
         if figures:
             self.journal.write({"step": self.done, **figures}, kind="validation")
         if self.config.keep_best and self.checkpoints.is_best(figures, self.done):
@@ -300,13 +300,15 @@ def _average(state: State, decay: float) -> None:
         torch._foreach_lerp_(list(state.average.values()), current, 1 - decay)
 
 
-def _sample(task: Task, state: State, folder: Path, step: int, accelerator: Accelerator) -> dict[str, float]:
+def _sample(
+    task: Task, model: nn.Module, state: State, folder: Path, step: int, accelerator: Accelerator
+) -> dict[str, float]:
     """Pictures and figures of the averaged weights; sharded networks need every process for that, others just one."""
     from accelerate import DistributedType
 
     figures: Mapping[str, float] | None = None
     if accelerator.is_main_process or accelerator.distributed_type is DistributedType.FSDP:
-        with _weights(state.parameters, state.average), torch.no_grad():
+        with _weights(state.parameters, state.average), unsharded(model), torch.no_grad():
             figures = task.sample(folder, step)
     return dict(gathered(accelerator, dict(figures or {}))[0])
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .distribution import process_count
 from .live_memory import LiveBytes
@@ -22,8 +22,15 @@ from .loop_config import LoopConfig
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-_MOMENTS = {"adamw": 8, "adamw-fused": 8, "adamw-8bit": 2}
+MOMENTS = {"adamw": 8, "adamw-fused": 8, "adamw-8bit": 2}
 """Bytes per parameter that each optimizer keeps."""
+_CPU_ATTENTION: Any = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+"""Attention as torch computes it on CPUs, which torch's own table leaves out."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,7 +94,7 @@ def make_plan(task: Task, config: LoopConfig) -> Plan:
     activations, flops = cost_of_pass(lambda: _pass(task, config, 0)[0], [*trained, *frozen])
     seconds = _timed_step(task, config, trained)
     weights, gradients = _bytes(frozen) + _bytes(trained), _bytes(trained)
-    moments = sum(p.numel() for p in trained) * _MOMENTS[config.optimizer]
+    moments = sum(p.numel() for p in trained) * MOMENTS[config.optimizer]
     average = gradients if config.ema else 0
     memory = {
         "weights": weights,
@@ -122,17 +129,21 @@ def _pass(task: Task, config: LoopConfig, part: int) -> tuple[Tensor, Mapping[st
         return task.loss(part)
 
 
-def cost_of_pass(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> tuple[int, int]:
+def cost_of_pass(loss: Callable[[], Any], parameters: Iterable[Tensor]) -> tuple[int, int]:
     """Bytes that a forward and backward pass takes at most, beside the parameters and their gradients; and its
-    arithmetic, in floating-point operations of matrix products and convolutions."""
+    arithmetic, in floating-point operations of matrix products and convolutions. A result that needs no gradients has
+    no backward pass."""
     parameters = list(parameters)
     gradients = []
     for parameter in parameters:
         if parameter.requires_grad:  # gradients that are there already are added to, and not counted
             parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    with LiveBytes([*parameters, *gradients]) as memory, FlopCounterMode(display=False) as counter:
-        loss().backward()
+    counting = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    with LiveBytes([*parameters, *gradients]) as memory, counting as counter:
+        result = loss()
+        if isinstance(result, Tensor) and result.requires_grad:
+            result.backward()
     for parameter in parameters:
         parameter.grad = None
     return memory.peak, counter.get_total_flops()

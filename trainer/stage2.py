@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from seesr_core.checkpoints.base import load_base
 from seesr_core.checkpoints.control import ControlParts, read_control, write_control
 from seesr_core.checkpoints.ram import read_dape
 from seesr_core.dape import prepare
-from seesr_core.errors import DataError
+from seesr_core.errors import DataError, SettingsError
 from seesr_core.rca import rca_parameters
 from seesr_core.schedule import alphas_cumprod
 from seesr_core.text import encode_prompts
@@ -34,7 +34,7 @@ from .adapters import merge_lora
 from .cache import FrozenCache, network_key
 from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, write_skipped
 from .degradation import Pair
-from .distribution import is_main_process
+from .distribution import is_main_process, is_sharded, whole
 from .loop import flat, train
 from .losses import noise_loss
 from .networks import Networks, build_networks
@@ -89,6 +89,11 @@ class Stage2Task:
         self._texts: FrozenCache | None = None
         self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
         check_groups(config.loop, config.degradation_group)
+        if config.trained == "lora" and is_sharded():
+            raise SettingsError(
+                "The launcher shards the networks (FSDP), and adapters are merged on whole ones; 'lora' needs little memory "
+                "for gradients, so launch with trainer/accelerate/ddp.yaml."
+            )
         self.device = config.loop.resolve_device()
         self.networks.to(self.device)
         self.acp = alphas_cumprod().to(self.device)
@@ -288,14 +293,28 @@ def tag_prompts(photos: Sequence[Photo]) -> list[str]:
     return [", ".join(photo.tags) + "," if photo.tags else "" for photo in photos]
 
 
-def export(task: Stage2Task, weights: Mapping[str, Tensor], path: Path, **about: Any) -> None:
-    """Write the trained weights as `seesr*.safetensors`."""
-    task.trained.load_state_dict(weights, strict=False)
-    merge_lora(task.networks.controlnet)
+def export(
+    task: Stage2Task, weights: Mapping[str, Tensor], path: Path, *, dtype: torch.dtype = torch.float16, **about: Any
+) -> None:
+    """Write the trained weights as `seesr*.safetensors`; every process has to ask, and the main one writes."""
+    if task.config.trained == "lora":
+        task.trained.load_state_dict(weights, strict=False)
+        merge_lora(task.networks.controlnet)
     parts = ControlParts.from_modules(
         task.networks.unet, task.networks.controlnet, step=task.config.loop.steps, **about
     )
-    write_control(path, parts)
+    parts.controlnet_state = _complete(parts.controlnet_state, weights, "controlnet.")
+    parts.rca_state = _complete(parts.rca_state, weights, "unet.")
+    if is_main_process():
+        write_control(path, parts, dtype=dtype)
+        log.info("wrote %s", path)
+
+
+def _complete(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A network's state with the trained weights in it, and the frozen ones gathered from their shards."""
+    return {
+        name: weights[prefix + name] if prefix + name in weights else whole(tensor) for name, tensor in state.items()
+    }
 
 
 @dataclass(kw_only=True)
@@ -325,6 +344,8 @@ class Command:
     """NIQE's published parameters (.npz), to have it among the figures."""
     init: Path | None = None
     """Start from these `seesr*.safetensors` weights instead of fresh ones."""
+    export: Literal["fp16", "fp32"] = "fp16"
+    """Precision of the exported weights; fp32 has twice the size and gives the validation's pictures to rounding."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -343,6 +364,7 @@ def run(options: Command) -> Path | None:
         show(make_plan(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
         return None
     about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe}
+    about["dtype"] = {"fp16": torch.float16, "fp32": torch.float32}[options.export]
     settings = {"steps": config.validation_steps}
     judge = Validation.of_folder(options.validate, vocabulary, settings, options.niqe_params)
     return train_control(config, networks, photos, options.out, validation=judge, **about)
@@ -358,7 +380,7 @@ def train_control(
     validation: Validation | None = None,
     **about: Any,
 ) -> Path:
-    """Train (or resume) and write `seesr-control.safetensors`; `about` goes into its metadata."""
+    """Train (or resume) and write `seesr-control.safetensors`; `about` goes to `export`."""
     crops = make_crops(photos, config)
     if is_main_process():
         write_skipped(crops, out)
@@ -371,9 +393,7 @@ def train_control(
     finally:
         task.write_caches()
     path = out / "seesr-control.safetensors"
-    if is_main_process():
-        export(task, weights, path, **about)
-        log.info("wrote %s", path)
+    export(task, weights, path, **about)
     return path
 
 

@@ -154,7 +154,7 @@ def compute(fixture: Fixture, name: str) -> Trace:
             positive,
             negative,
             noise,
-            _recorded_ddpm(trace, inputs["step_noise"]),
+            recorded_ddpm(trace, inputs["step_noise"]),
             sigmas,
             latent,
             cfg=max(run["guidance_scale"], 1.0),
@@ -196,7 +196,7 @@ def _start(fixture: Fixture, run: Run, inputs: Mapping[str, Tensor], sigmas: Ten
     return noise, {"samples": inputs["vae_latent_unscaled"]}
 
 
-def _recorded_ddpm(trace: Trace, noise_S4hw: Tensor) -> Any:
+def recorded_ddpm(trace: Trace, noise_S4hw: Tensor) -> Any:
     """The host's `ddpm` with the recorded noise, as a SAMPLER that writes down every step."""
     import comfy.k_diffusion.sampling as k_diffusion
     import comfy.samplers
