@@ -50,10 +50,11 @@ class Networks:
     def codes(self, image_B3HW: Tensor) -> Tensor:
         """What the autoencoder makes of images in [0, 1]: the posterior's mean and log-variance (B, 8, H/8, W/8), or of
         a deterministic one the latents (B, 4, H/8, W/8)."""
-        # Convolutions that only look are faster in this layout, on CPUs and GPUs.
+        # Convolutions that only look are faster with channels last, on CPUs and GPUs; what comes out has one layout,
+        # whether it was just made or kept meanwhile, since the rounding of the trained networks depends on it.
         encoded = self.vae.encode((image_B3HW * 2 - 1).contiguous(memory_format=torch.channels_last))
         codes: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.parameters
-        return codes
+        return codes.contiguous()
 
     def latents(self, codes: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
         """Scaled latents of codes, drawn from the posterior by one generator or by one for each image."""
