@@ -76,7 +76,8 @@ def _own(value: Any, parameter: Tensor) -> Tensor:
 
 
 def _placed(key: str, value: Tensor, parameter: Tensor) -> Any:
-    """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused, in 8 bits it is an int."""
+    """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused, and the 8-bit one counts
+    with a plain number."""
     if key == "step":
         return value if value.is_floating_point() else int(value)
     return like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
