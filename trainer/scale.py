@@ -241,16 +241,13 @@ def lines(options: Command, counted: Counted) -> list[str]:
     """The plan as text."""
     config, chosen = options.config, layout(options, counted)
     memory = counted.memory(chosen.images, config, options.gpus if options.shard else 1)
-    flops = counted.trained_flops + counted.frozen_flops
-    rate = options.gpus * options.tflops * 1e12 * options.utilisation / flops
     batch, steps = config.loop.batch_size, config.loop.steps
-    compute = batch / rate
+    flops = batch * (counted.trained_flops + counted.frozen_flops)
+    compute = flops / (options.gpus * options.tflops * 1e12 * options.utilisation)
+    sending = _traffic(options, counted, chosen) / (options.link * 1e9) if options.nodes > 1 else 0.0
+    seconds = max(compute, sending)  # gradients travel while others are computed
+    rate = batch / seconds
     checkpoint = (_BYTES * (2 if config.loop.ema else 1) + MOMENTS[config.loop.optimizer]) * counted.trained
-    # A ring sends and receives nearly twice the gradients; sharding gathers the weights for each pass besides.
-    traffic = 2 * _BYTES * counted.trained * (options.gpus - 1) / options.gpus
-    if options.shard:
-        traffic += 2 * chosen.accumulation * _BYTES * counted.steered * (options.gpus - 1) / options.gpus
-    sending = traffic / (options.link * 1e9) if options.nodes > 1 else 0.0
     parts = "  ".join(f"{name} {size / GIB:.2f}" for name, size in memory.items() if size)
     limit = "the links between the machines" if sending > compute else "arithmetic"
     return [
@@ -262,14 +259,21 @@ def lines(options: Command, counted: Counted) -> list[str]:
         f"GiB of each GPU: {parts}  total {sum(memory.values()) / GIB:.2f} of {options.memory:g}",
         f"each further image a pass: {counted.per_image / GIB:.2f} GiB",
         f"rate: {rate:.1f} images/s at {options.utilisation:.0%} of {options.tflops:g} TFLOPS a GPU; "
-        f"{compute:.2f} s a step",
+        f"{seconds:.2f} s a step",
         f"reads: {rate * options.photo:.0f} MB/s of photos of {options.photo:g} MB",
         f"gradients: {sending:.2f} s a step between machines at {options.link:g} GB/s",
         f"checkpoint: {checkpoint / GIB:.2f} GiB, {checkpoint / (options.disk * 1e9):.0f} s at {options.disk:g} GB/s, "
-        f"every {config.loop.save_every * compute / 60:.0f} minutes",
-        f"hours: {steps * batch / rate / 3600:.0f} for {steps:,} steps of {batch} images",
+        f"every {config.loop.save_every * seconds / 60:.0f} minutes",
+        f"hours: {steps * seconds / 3600:.0f} for {steps:,} steps of {batch} images",
         f"limited by: {limit}",
     ]
+
+
+def _traffic(options: Command, counted: Counted, chosen: Layout) -> float:
+    """Bytes that each machine sends in a step: a ring passes nearly twice the gradients; sharded weights are gathered
+    for both directions of every pass besides."""
+    gathered = 2 * chosen.accumulation * counted.steered if options.shard else 0
+    return _BYTES * (2 * counted.trained + gathered) * (options.gpus - 1) / options.gpus
 
 
 def main(argv: Sequence[str] | None = None) -> int:

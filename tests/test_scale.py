@@ -1,0 +1,75 @@
+"""Plans for machines that are not at hand, on small networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from seesr_core.errors import SettingsError
+from trainer.nano.tagger import tagger_config
+from trainer.plan import GIB
+from trainer.recipes import STAGE2_RECIPES, get_recipe
+from trainer.scale import Command, Counted, count, layout, lines
+
+from .small_nets import unet_config
+
+COUNTED = Counted(
+    trained=10**9,
+    steered=2 * 10**9,
+    frozen=10**9,
+    trained_flops=4e12,
+    frozen_flops=1e12,
+    fixed=GIB,
+    per_image=float(GIB),
+)
+
+
+def options(**changes: Any) -> Command:
+    """The paper's recipe on a machine."""
+    return Command(recipe="paper", config=get_recipe(STAGE2_RECIPES, "paper"), **changes)
+
+
+def test_shapes_alone_tell_parameters_arithmetic_and_memory() -> None:
+    recipe = get_recipe(STAGE2_RECIPES, "debug")
+    found = count(recipe, unet=unet_config(), tagger=tagger_config(2, 64))
+    fewer = count(replace(recipe, trained="rca-image-encoder"), unet=unet_config(), tagger=tagger_config(2, 64))
+    assert 0 < fewer.trained < found.trained < found.steered == fewer.steered
+    assert fewer.trained_flops < found.trained_flops
+    assert found.frozen_flops == fewer.frozen_flops > 0
+    assert found.per_image > 3 * 64 * 64 * 4
+    one, two = (found.memory(images, recipe, 1) for images in (1, 2))
+    assert two["activations"] - one["activations"] == found.per_image
+    assert found.memory(1, recipe, 4)["gradients"] == found.trained
+
+
+def test_the_largest_pass_that_fits_divides_the_batch() -> None:
+    # 12 GB of weights, 4 of gradients, 8 of moments: 22.4 GiB, and one for the pass itself.
+    small = layout(options(memory=24 + 2 + 4), COUNTED)
+    assert (small.images, small.accumulation) == (4, 6)
+    large = layout(options(memory=80), COUNTED)
+    assert (large.images, large.accumulation) == (24, 1)
+    sharded = layout(options(memory=24, shard=True), COUNTED)
+    assert (sharded.images, sharded.accumulation) == (12, 2)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"One image a pass takes 24\.4 GiB and 22\.0 GiB are there"):
+        layout(options(memory=24), COUNTED)
+    with pytest.raises(SettingsError, match="192 images cannot be divided between 7 GPUs"):
+        layout(options(gpus=7), COUNTED)
+    with pytest.raises(SettingsError, match="utilisation at most 1"):
+        options(utilisation=1.5)
+
+
+def test_hours_follow_from_arithmetic_or_from_the_links() -> None:
+    text = "\n".join(lines(options(tflops=100.0, utilisation=0.5), COUNTED))
+    # 192 images of 5 TFLOP at 8 × 50 TFLOPS are 2.4 s.
+    assert "80.0 images/s at 50% of 100 TFLOPS a GPU; 2.40 s a step" in text
+    assert "hours: 100 for 150,000 steps of 192 images" in text
+    assert "limited by: arithmetic" in text
+    slow = "\n".join(lines(options(tflops=100.0, utilisation=0.5, gpus=32, nodes=4, link=1.0), COUNTED))
+    assert "gradients: 7.75 s a step" in slow
+    assert "hours: 323" in slow
+    assert "limited by: the links" in slow
