@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="sampling steps of each run")
     parser.add_argument("--tile", type=int, default=512, help="tile size in pixels")
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=list(_KINDS), help="which rows of each side")
+    parser.add_argument("--sampling-only", action="store_true", help="draw latents instead of encoding, do not decode")
     parser.add_argument("--patience", type=float, default=1800, help="seconds after which a row is stopped")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -76,7 +77,8 @@ def main() -> None:
         name, *numbers = options.part
         _tell(json.dumps(_PARTS[name](*map(int, numbers))))
         return
-    _sizes(options.sides, options.kinds, options.steps, options.tile, options.patience)
+    alone = options.sampling_only
+    _sizes(options.sides, options.kinds, options.steps, options.tile, options.patience, alone=alone)
     _start()
     _calls()
     _price()
@@ -99,14 +101,15 @@ def _part(*words: Any) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _sizes(sides: list[int], kinds: list[str], steps: int, tile: int, patience: float) -> None:
+def _sizes(sides: list[int], kinds: list[str], steps: int, tile: int, patience: float, *, alone: bool = False) -> None:
     _tell(f"{steps} steps, CFG {_CFG}, tiles of {tile} px one at a time\n")
     _tell("| side px | kind | device | before MiB | sampling s (processor) | peak MiB | all s (processor) | peak MiB |")
     _tell("|---:|---|---|---:|---:|---:|---:|---:|")
     rows: dict[tuple[str, int], Row] = {}
     for side in sides:
         for kind in kinds:
-            row, why = _one_row(patience, side, steps, tile if kind != "untiled" else 0, int(kind == "nodes"))
+            flags = (int(kind == "nodes"), int(alone))
+            row, why = _one_row(patience, side, steps, tile if kind != "untiled" else 0, *flags)
             rows[kind, side] = row
             sampling = f"{row.sampling_s:.1f} ({row.sampling_busy_s:.1f}) | {row.sampling_mib:.0f}"
             everything = f"{row.total_s:.0f} ({row.total_busy_s:.0f}) | {row.total_mib:.0f}"
@@ -142,7 +145,8 @@ def _one_row(patience: float, *words: int) -> tuple[Row, str]:
     except subprocess.TimeoutExpired as stopped:
         output = stopped.stdout or b""
     told = output.decode().strip().splitlines()
-    return (Row(**json.loads(told[-1])) if told else Row()), why
+    row = Row(**json.loads(told[-1])) if told else Row()
+    return row, "not run" if row.sampling_s and words[-1] else why
 
 
 def _start() -> None:
@@ -204,7 +208,7 @@ def _host(allow_gpu: bool) -> None:
     sys.path.insert(0, str(host_folder()))
 
 
-def _row(side: int, steps: int, tile: int, floats: int) -> dict[str, Any]:
+def _row(side: int, steps: int, tile: int, floats: int, alone: int) -> dict[str, Any]:
     """A photo to a square picture of `side` pixels; `tile` 0 is untiled. What is known is told after every phase."""
     import torch
 
@@ -220,29 +224,53 @@ def _row(side: int, steps: int, tile: int, floats: int) -> dict[str, Any]:
     with torch.inference_mode():
         _run(loaded, photo[:, :16, :16], 1, 0)  # loads weights and warms up
         with Peak() as whole:
-            _run(loaded, photo, steps, tile, Peak(note), floats=bool(floats))
-    row.total_s, row.total_busy_s, row.total_mib = whole.seconds, whole.busy, max(whole.mib, row.sampling_mib)
+            _run(loaded, photo, steps, tile, Peak(note), floats=bool(floats), alone=bool(alone))
+    if not alone:
+        row.total_s, row.total_busy_s, row.total_mib = whole.seconds, whole.busy, max(whole.mib, row.sampling_mib)
     return asdict(row)
 
 
 def _run(
-    loaded: Loaded, photo_BHWC: Any, steps: int, tile: int, watch: Peak | None = None, *, floats: bool = False
+    loaded: Loaded,
+    photo_BHWC: Any,
+    steps: int,
+    tile: int,
+    watch: Peak | None = None,
+    *,
+    floats: bool = False,
+    alone: bool = False,
 ) -> Any:
-    """What SeeSRUpscale does, with the sampling watched; `floats`: with the pictures that nodes exchange."""
+    """What SeeSRUpscale does, with the sampling watched.
+
+    `floats`: with the pictures that nodes exchange. `alone`: without the autoencoder.
+    """
     image, latent, tiled = (plugin(f"nodes.{name}") for name in ("image", "latent", "tiled"))
     upscale, vae = plugin("nodes.upscale"), plugin("nodes.host.vae")
     prepared = (image.prepare_images if floats else image.prepare_levels)(photo_BHWC, scale=_SCALE, min_size=0)
     model, positive, negative = _applied(loaded, photo_BHWC, prepared)
     sigmas = latent.schedule_sigmas(model, steps=steps)
-    noise, start = latent.latent_init(model, loaded.vae, prepared, sigmas, seed=0)
+    if alone:
+        noise, start = latent.LRENoise.for_model(model, sigmas, seed=0), {"samples": _drawn(prepared.shape)}
+    else:
+        noise, start = latent.latent_init(model, loaded.vae, prepared, sigmas, seed=0)
     if tile:
         settings = tiled.TileSettings.from_pixels(tile, 32, tile_batch=1)
         model = tiled.tile_model(model, settings)
     with watch or nullcontext():
         sampler = upscale.comfy.samplers.sampler_object("ddpm")
         sampled, _ = tiled.sample(model, positive, negative, noise, sampler, sigmas, start, cfg=_CFG)
+    if alone:
+        return None
     decoded = vae.decode_latent(loaded.vae, sampled["samples"])
     return image.finish_images(decoded, prepared, photo_BHWC, scale=_SCALE, color_fix="adain")
+
+
+def _drawn(shape_BHWC: Any) -> Any:
+    """A latent for pictures of this shape, spread about as the autoencoder's."""
+    import torch
+
+    count, height, width, _ = shape_BHWC
+    return 5 * torch.randn(count, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
 
 
 def _applied(loaded: Loaded, photo_BHWC: Any, prepared_BHWC: Any) -> tuple[Any, Any, Any]:
