@@ -7,11 +7,13 @@ directly.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1024
@@ -45,16 +47,29 @@ class Day:
 class Hub:
     """Files by `repo/path`, and what was asked for."""
 
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes | memoryview] = field(default_factory=dict)
     days: dict[str, Day] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     """(method, name, Range header) in order."""
     url: str = ""
+    _digests: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, content: bytes, **day: object) -> None:
         """Offer `content` as `owner/repo/path`."""
         self.files[name] = content
         self.days[name] = Day(**day)  # type: ignore[arg-type]
+
+    def add_file(self, name: str, path: Path) -> None:
+        """Offer a file of any size, which is read when it is asked for."""
+        with path.open("rb") as handle:
+            self.files[name] = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+        self.days[name] = Day()
+
+    def digest(self, name: str) -> str:
+        """The sha256 of a file."""
+        if name not in self._digests:
+            self._digests[name] = hashlib.sha256(self.files[name]).hexdigest()
+        return self._digests[name]
 
     def gets(self, name: str) -> list[str]:
         """The Range headers of the requests for the bytes of `name`."""
@@ -108,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.command == "HEAD":
             self._announce(name, body, day)
         else:
-            self._send(body if day.body is None else day.body, body, day)
+            self._send(name, body if day.body is None else day.body, day)
 
     def _name(self) -> str:
         """`/owner/repo/resolve/main/a/b` (with `/spaces` in front of a space's) → `owner/repo/a/b`."""
@@ -136,9 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _announce(self, name: str, body: bytes, day: Day) -> None:
+    def _announce(self, name: str, body: bytes | memoryview, day: Day) -> None:
         large = len(body) > LARGE
-        digest = hashlib.sha256(body).hexdigest() if large else hashlib.sha1(body).hexdigest()
+        digest = self.content.digest(name) if large else hashlib.sha1(body).hexdigest()
         self.send_response(302 if large else 200)
         self.send_header("X-Repo-Commit", COMMIT)
         if large:
@@ -149,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0" if large else str(len(body)))
         self.end_headers()
 
-    def _send(self, body: bytes, announced: bytes, day: Day) -> None:
+    def _send(self, name: str, body: bytes | memoryview, day: Day) -> None:
         start = self._start(day)
         if start >= len(body) > 0:
             self._refuse(416)
@@ -159,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(rest)))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("ETag", f'"{hashlib.sha256(announced).hexdigest()}"')
+        self.send_header("ETag", f'"{self.content.digest(name)}"')
         self.end_headers()
         self._stream(rest, day)
 
@@ -167,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         return 0 if day.ignores_ranges or not asked else int(asked.removeprefix("bytes=").split("-")[0])
 
-    def _stream(self, rest: bytes, day: Day) -> None:
+    def _stream(self, rest: bytes | memoryview, day: Day) -> None:
         try:
             if day.cuts:
                 self.wfile.write(rest[: day.cuts.pop(0)])

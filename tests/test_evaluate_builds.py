@@ -5,20 +5,27 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from seesr_core.errors import SettingsError
+from seesr_core.model_files import NANO_FOLDER
 from trainer.evaluate import iqa
 from trainer.evaluate.builds import Builds, find_builds
 from trainer.evaluate.fidelity import psnr_y, ssim_y
 from trainer.evaluate.iqa import PyiqaBuild, load_pyiqa, pyiqa_build
+from trainer.evaluate.measure import read_niqe_model
 from trainer.evaluate.metrics import BY_KEY, METRICS, choose_metrics
+from trainer.evaluate.own import own_niqe
+from trainer.evaluate.pictures import as_tensor
 
 from .niqe_files import write_niqe_params
 from .test_evaluate_fidelity import pictures
@@ -150,14 +157,50 @@ def test_why_pyiqa_does_not_load(monkeypatch: pytest.MonkeyPatch, error: Excepti
     assert load_pyiqa.__wrapped__() == (None, reason)
 
 
-def test_the_real_pyiqa_agrees_with_our_figures() -> None:
+@pytest.fixture(scope="module")
+def photo_and_copy() -> tuple[Tensor, Tensor]:
+    """A real photo, 768×512, and what is left of it after it was reduced and enlarged."""
+    with Image.open(NANO_FOLDER / "example.jpg") as file:
+        photo = file.convert("RGB").resize((768, 512), Image.Resampling.LANCZOS)
+    small = photo.resize((192, 128), Image.Resampling.BICUBIC)
+    return as_tensor(photo), as_tensor(small.resize((768, 512), Image.Resampling.BICUBIC))
+
+
+def real(key: str, **options: Any) -> PyiqaBuild:
+    """pyiqa's metric; skips the test without it."""
     if load_pyiqa()[0] is None:
         pytest.skip(load_pyiqa()[1])
-    original, image = pictures(64, 80, 0.05)
-    found = {}
-    for key in ("psnr_y", "ssim_y"):
-        build = pyiqa_build(BY_KEY[key], CPU)
-        assert isinstance(build, PyiqaBuild)
-        found[key] = build.measure([image], [original])[0].value
-    assert found["psnr_y"] == pytest.approx(psnr_y(image, original), abs=1e-3)
-    assert found["ssim_y"] == pytest.approx(ssim_y(image, original), abs=1e-3), "it rounds Y to whole levels"
+    build = pyiqa_build(replace(BY_KEY[key], pyiqa_options={**BY_KEY[key].pyiqa_options, **options}), CPU)
+    assert isinstance(build, PyiqaBuild), build
+    return build
+
+
+def test_the_real_psnr_agrees_with_ours(photo_and_copy: tuple[Tensor, Tensor]) -> None:
+    """It adds 1e-8 to the mean squared error, which shows where pictures are very alike."""
+    for original, picture in (photo_and_copy, pictures(64, 80, 0.05)):
+        error = 10 ** (-psnr_y(picture, original) / 10) + 1e-8
+        assert real("psnr_y").measure([picture], [original])[0].value == pytest.approx(-10 * np.log10(error), abs=1e-4)
+
+
+def test_the_real_ssim_agrees_with_ours(photo_and_copy: tuple[Tensor, Tensor]) -> None:
+    """It rounds luma to whole levels, which shows in smooth parts."""
+    build = real("ssim_y")
+    for (original, picture), tolerance in ((photo_and_copy, 2e-3), (pictures(64, 80, 0.05), 1e-3)):
+        expected = ssim_y(picture, original)
+        assert build.measure([picture], [original])[0].value == pytest.approx(expected, abs=tolerance)
+
+
+def test_the_real_niqe_agrees_with_ours(photo_and_copy: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    """With the same pristine model, in the file that each reads."""
+    from scipy.io import savemat
+
+    mean, covariance = np.ones((1, 36)), np.eye(36)
+    savemat(tmp_path / "model.mat", {"mu_prisparam": mean, "cov_prisparam": covariance})
+    bell = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
+    window = np.outer(bell, bell) / bell.sum() ** 2
+    np.savez(tmp_path / "model.npz", mu_pris_param=mean, cov_pris_param=covariance, gaussian_window=window)
+    theirs = real("niqe", pretrained_model_path=str(tmp_path / "model.mat"))
+    ours = own_niqe(read_niqe_model(tmp_path / "model.npz"))
+    for picture in photo_and_copy:
+        (expected,), (found,) = ours.measure([picture], []), theirs.measure([picture], [])
+        assert found.value == pytest.approx(expected.value, abs=1e-2), found.why

@@ -73,7 +73,7 @@ def test_report_and_table(folders: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"| SR | {sr['mean']['psnr_y']:.2f} [{low:.2f}, {high:.2f}] | {sr['mean']['ssim_y']:.4f} [" in table
     assert "| 2 pictures, protocol B | PSNR-Y ↑ | SSIM-Y ↑ |" in table
     assert "| PSNR-Y | trainer.evaluate " in table
-    assert "niqe absent: pyiqa is not installed; no pristine model (--niqe-params)." in table
+    assert "NIQE absent: pyiqa is not installed; no pristine model (--niqe-params)." in table
     assert set(report["absent"]) == {"lpips", "dists", "fid", "niqe", "maniqa", "musiq", "clipiqa"}
 
 

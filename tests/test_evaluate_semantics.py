@@ -144,12 +144,14 @@ def test_a_transformers_detector_from_a_folder(
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "| objects: 2 photos, 1 categories | AP ↑ | AP50 ↑ | AP75 ↑ |" in out
-    assert "Categories that the detector lacks: unicorn." in out
+    assert "Categories that the network lacks: unicorn." in out
 
 
 def test_refusals(work: Path, detector: Path) -> None:
-    with pytest.raises(SettingsError, match="belong together"):
+    with pytest.raises(SettingsError, match="--detector is judged by --annotations"):
         options(work, detector="x")
+    with pytest.raises(SettingsError, match="--annotations is for --detector or --segmenter"):
+        options(work, annotations=work)
     with pytest.raises(SettingsError, match="Nothing to compare by"):
         options(work, tagger=None)
     with pytest.raises(SettingsError, match="whole images"):

@@ -96,11 +96,18 @@ def test_a_cut_connection_is_continued(hub: Hub, waits: list[float], tmp_path: P
     assert hub.gets("first/weights/sub/a/file.txt") == ["", "bytes=15000-", "bytes=22000-"]
 
 
+def test_a_cut_costs_little_of_what_has_come(
+    hub: Hub, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000_000)
+    hub.add("first/weights/sub/a/file.txt", BODY * 40, cuts=[1_500_000])
+    assert one(tmp_path).path.read_bytes() == BODY * 40
+    again = int(hub.gets("first/weights/sub/a/file.txt")[1].strip("bytes=-"))
+    assert again > 1_500_000 - hub_module._CHUNK
+
+
 def test_a_killed_download_is_continued_by_the_next(hub: Hub, tmp_path: Path) -> None:
-    hub.add(
-        "first/weights/sub/a/file.txt",
-        BODY,
-    )
+    hub.add("first/weights/sub/a/file.txt", BODY)
 
     def kill(done: int, total: int) -> None:
         if done == 15_000:
@@ -329,9 +336,6 @@ def test_a_mirror_of_another_model_is_told_by_its_scheduler(
 def test_a_login_page_instead_of_a_text(hub: Hub, tmp_path: Path) -> None:
     hub.add("second/copy/a/file.txt", b"<html>Sign in</html>")
     assert "what came is a web page" in one(tmp_path, sources=(SECOND,)).reasons[0]
-
-
-# The command.
 
 
 @pytest.fixture

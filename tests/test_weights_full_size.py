@@ -18,18 +18,18 @@ import torch
 from seesr_core.checkpoints.ram import read_dape
 from seesr_core.checkpoints.tensorfile import load_tensors
 from seesr_core.memory import available_memory
-from seesr_core.model_files import TAG_LISTS
 from seesr_core.weights.manifest import load_manifest
 from seesr_core.weights.stream import Slot, _header, ordered
 
 from .golden import ROOT, golden_dir
-from .parity.weights import read_key_shapes, rule_state_dict, rule_weight
+from .newcomer_files import RAM_BYTES, write_full_ram
+from .parity.weights import read_key_shapes, rule_weight
 
 pytestmark = pytest.mark.slow
 
 log = logging.getLogger(__name__)
 
-RAM_BYTES = 5_625_634_877
+RAM_FILE = "ram_swin_large_14m.pth"
 GIGABYTE = 1_000_000_000
 SMALL = 50_000
 QKV = "visual_encoder.layers.2.blocks.3.attn.qkv"
@@ -63,32 +63,15 @@ def check_memory(entry: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def ram(folder: Path) -> Path:
-    """RAM's pickle with the published keys, rule-made and filled up to the published size, with DAPE and tag lists."""
-    keys = golden_dir() / "dape"
-    state = rule_state_dict(read_key_shapes(keys / "swin_l_384_ram_pth_keys.json.gz"))
-    size = sum(t.numel() * 4 for t in state.values())
-    (folder / "ram").mkdir()
-    filler = folder / "filler"
-    filler.touch()
-    numbers = (RAM_BYTES - size) // 4
-    optimizer = torch.from_file(str(filler), shared=True, size=numbers)
-    torch.save({"model": state, "optimizer": {"state": {0: optimizer}}, "epoch": 3}, folder / "ram" / "ram.pth")
-    adapter = rule_state_dict(read_key_shapes(keys / "swin_l_384_dape_pth_keys.json.gz"))
-    ballast = ("tag_encoder.", "text_decoder.")
-    adapter = {k: torch.zeros_like(t) if k.startswith(ballast) and "lora_B" in k else t for k, t in adapter.items()}
-    torch.save(adapter, folder / "ram" / "DAPE.pth")
-    for name in TAG_LISTS:
-        line = "0.7" if "threshold" in name else "tag"
-        numbered = [line if "threshold" in name else f"{line} {i}" for i in range(4585)]
-        (folder / "ram" / name).write_text("\n".join(numbered), encoding="utf-8")
-    del optimizer
-    filler.unlink()
+    """RAM's pickle of the published keys and size, with DAPE and tag lists."""
+    golden_dir()
+    write_full_ram(folder / "ram")
     return folder / "ram"
 
 
 @pytest.mark.parametrize("options", [[], ["--int8"]], ids=["fp16", "int8"])
 def test_ram(ram: Path, folder: Path, options: list[str]) -> None:
-    assert abs((ram / "ram.pth").stat().st_size - RAM_BYTES) < 2_000_000
+    assert abs((ram / RAM_FILE).stat().st_size - RAM_BYTES) < 2_000_000
     entry = convert(ram, "--out", folder / "out", *options)
     check_memory(entry)
     assert entry["bytes_after"] < (0.24e9 if options else 0.43e9)

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TRIES = 4
+_CHUNK = 1 << 18
+"""Bytes that a broken connection can cost at most; the library gathers ten million before it writes any."""
 _LONGEST_WAIT = 60
 _TRANSPORT = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
 """Packages whose errors mean that a transfer failed; which of them is in use depends on huggingface_hub's version."""
@@ -124,9 +126,22 @@ def _transfer(remote: Remote, part: Path, done: int, progress: Progress) -> None
         part.unlink()
         done = 0
     headers = {**remote.headers, "Accept-Encoding": "identity"}  # a compressed body could not be continued
-    with part.open("ab") as handle:
+    with part.open("ab") as handle, _small_chunks():
         counted: Any = _Counted(handle, remote.size or 0, progress)
         http_get(remote.url, counted, resume_size=done, headers=headers, expected_size=remote.size)
+
+
+@contextmanager
+def _small_chunks() -> Iterator[None]:
+    """The library has no setting for this but the constant that it reads when a transfer begins."""
+    from huggingface_hub import constants
+
+    before = constants.DOWNLOAD_CHUNK_SIZE
+    constants.DOWNLOAD_CHUNK_SIZE = min(before, _CHUNK)
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = before
 
 
 class _Counted:

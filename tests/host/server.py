@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,14 @@ class ServerError(RuntimeError):
 class Server:
     """One host process. `start` and `stop` bracket its life; `run` sends a graph in API form and waits."""
 
-    def __init__(self, host: Path, base: Path, *, python_path: str = "") -> None:
-        """`base` becomes the base directory; `python_path` goes before everything else (an older host's packages)."""
+    def __init__(self, host: Path, base: Path, *, python_path: str = "", flags: Sequence[str] = ()) -> None:
+        """`base` becomes the base directory; `python_path` goes before everything else (an older host's packages);
+        `flags` are the host's own."""
         self.host, self.base = host, base
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = base / "server.log"
-        self._python_path = python_path
+        self._python_path, self._flags = python_path, flags
         self._process: subprocess.Popen[bytes] | None = None
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._news = threading.Condition()
@@ -83,7 +85,8 @@ class Server:
         if not (plugins / FOLDER).exists():
             (plugins / FOLDER).symlink_to(PLUGIN, target_is_directory=True)
         paths = [path for path in (self._python_path, os.environ.get("PYTHONPATH", "")) if path]
-        command = [sys.executable, "main.py", *_FLAGS, "--port", str(self.port), "--base-directory", str(self.base)]
+        command = [sys.executable, "main.py", *_FLAGS, *self._flags]
+        command += ["--port", str(self.port), "--base-directory", str(self.base)]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -107,6 +110,12 @@ class Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
 
     def tail(self, characters: int = 3000) -> str:
         """The end of the server's log."""

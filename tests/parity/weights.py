@@ -39,7 +39,12 @@ def rule_weight(key: str, shape: Sequence[int], salt: str = "") -> Tensor:
 
 def rule_state_dict(shapes: Mapping[str, Sequence[int]], salt: str = "") -> dict[str, Tensor]:
     """Rule-made weights for every key that the rule covers (computed buffers are left out)."""
-    return {key: rule_weight(key, shape, salt) for key, shape in shapes.items() if not key.endswith(_NATURAL)}
+    return {key: rule_weight(key, shape, salt) for key, shape in shapes.items() if is_ruled(key)}
+
+
+def is_ruled(key: str) -> bool:
+    """Whether the rule covers a key; computed buffers have their natural values."""
+    return not key.endswith(_NATURAL)
 
 
 def read_key_shapes(path: Path) -> dict[str, list[int]]:

@@ -7,6 +7,10 @@ if __name__ == "__main__":
         from .semantics import main as semantics
 
         sys.exit(semantics(sys.argv[2:]))
+    if sys.argv[1:2] == ["sets"]:
+        from .sets import main as sets
+
+        sys.exit(sets(sys.argv[2:]))
     from .folders import main
 
     sys.exit(main())

@@ -75,12 +75,7 @@ def detection(cases: Sequence[Case], annotations_path: Path, name: str, device: 
         SeeSRError: detector, annotations or pictures cannot be used or do not belong together.
     """
     detector, annotations = Detector.load(name, device), read_annotations(annotations_path)
-    shared = {key: label for key, label in annotations.categories.items() if label.lower() in detector.categories}
-    if not shared:
-        raise DataError(
-            f"{name} knows none of the categories of {annotations_path} by name "
-            f"({', '.join(list(annotations.categories.values())[:5])} …); give a detector trained on them."
-        )
+    shared = shared_categories(annotations_path, name, annotations.categories, detector.categories)
     annotated = [case for case in cases if case.name in annotations.sizes]
     if not annotated:
         raise DataError(f"{annotations_path} names none of the pictures, such as {cases[0].name}.")
@@ -96,6 +91,35 @@ def detection(cases: Sequence[Case], annotations_path: Path, name: str, device: 
     }
 
 
+def shared_categories(path: Path, name: str, categories: dict[int, str], known: set[str]) -> dict[int, str]:
+    """The annotated categories that a network knows, too, by name in lower case.
+
+    Raises:
+        DataError: there are none.
+    """
+    shared = {key: label for key, label in categories.items() if label.lower() in known}
+    if not shared:
+        raise DataError(
+            f"{name} knows none of the categories of {path} by name "
+            f"({', '.join(list(categories.values())[:5])} …); give a network trained on them."
+        )
+    return shared
+
+
+def check_size(case: Case, picture_3HW: torch.Tensor, annotated: tuple[int, int]) -> None:
+    """Find a result to have the size, width and height, that its annotations are for.
+
+    Raises:
+        DataError: it has another.
+    """
+    size = (picture_3HW.shape[2], picture_3HW.shape[1])
+    if size != annotated:
+        raise DataError(
+            f"{case.sr} has {size[0]}×{size[1]} pixels, its annotations are for {annotated[0]}×{annotated[1]}; "
+            "upscale to the annotated size."
+        )
+
+
 def _detect(
     cases: Sequence[Case], detector: Detect, annotations: Annotations
 ) -> dict[str, dict[str, dict[str, Found]]]:
@@ -103,13 +127,7 @@ def _detect(
     found: dict[str, dict[str, dict[str, Found]]] = {row: {} for row in (BICUBIC, SR, HR) if row in cases[0].rows}
     for case in cases:
         pictures = case.load("B").pictures
-        size = (pictures[SR].shape[2], pictures[SR].shape[1])
-        if size != annotations.sizes[case.name]:
-            width, height = annotations.sizes[case.name]
-            raise DataError(
-                f"{case.sr} has {size[0]}×{size[1]} pixels, its annotations are for {width}×{height}; "
-                "upscale to the annotated size."
-            )
+        check_size(case, pictures[SR], annotations.sizes[case.name])
         for row, pixels in pictures.items():
             found[row][case.name] = detector(as_picture(pixels))
     return found

@@ -13,7 +13,7 @@ from .metrics import METRICS
 from .protocols import ProtocolName
 
 Dataset = Literal["DIV2K-Val", "RealSR", "DRealSR", "RealLR200"]
-SemanticDataset = "COCO-Val"
+SemanticDataset = Literal["COCO-Val"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,5 +50,5 @@ def table2(dataset: Dataset) -> dict[str, dict[str, float]]:
 
 
 def table3() -> dict[str, dict[str, float]]:
-    """Figures of COCO-Val by method and metric, in percent."""
+    """Figures of COCO-Val by method and metric, in percent; GT is what the networks find on the originals."""
     return {row["method"]: {name: float(value) for name, value in list(row.items())[3:] if value} for row in _table(3)}

@@ -3,6 +3,7 @@
 Tags: a tagger's words on HR are the truth, its scores on SR (and on bicubic) rank them. Mean average precision comes
 over tags (each ranks the pictures; only tags that are on some pictures, not all, can tell) and over pictures (each
 ranks the tags). Objects: boxes of a detector on SR against COCO annotations, beside those on bicubic and on HR.
+Segments: masks, panoptic segments and class maps of a segmenter, in the same way.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tyro
 from seesr_core.dape import DAPE
 from seesr_core.devices import AUTO, choose_device
 from seesr_core.errors import DataError, SettingsError
+from seesr_core.files import atomic_write
 
 from .. import command
 from ..data import seeded
@@ -27,9 +29,12 @@ from .dape import precision_rows, run_tagger, section, tagger_input
 from .detection import detection
 from .folders import Folders
 from .folders import Options as Pictures
+from .overview import TITLES, overview, paper_rows
+from .paper import SemanticDataset
 from .protocols import ProtocolName
 from .ranking import resamples
 from .report import Column, markdown, show, write_json
+from .segmentation import segmentation
 
 _STREAM = 26
 _COLUMNS = (
@@ -42,6 +47,13 @@ _BOXES = (
     Column(key="ap", title="AP ↑", digits=1),
     Column(key="ap50", title="AP50 ↑", digits=1),
     Column(key="ap75", title="AP75 ↑", digits=1),
+)
+_SEGMENTS = (
+    Column(key="pq", title="PQ ↑", digits=1),
+    Column(key="ap_masks", title="mask AP ↑", digits=1),
+    Column(key="ap50_masks", title="mask AP50 ↑", digits=1),
+    Column(key="ap75_masks", title="mask AP75 ↑", digits=1),
+    Column(key="miou", title="mIoU ↑", digits=1),
 )
 
 
@@ -62,9 +74,21 @@ class Options:
     tag_lists: Path | None = None
     """Folder with RAM's tag lists, for RAM's published file."""
     annotations: Path | None = None
-    """COCO "instances" file of the originals, for --detector."""
+    """COCO "instances" file of the originals, for the AP of --detector and --segmenter."""
     detector: str | None = None
     """An object detector of transformers, by the hub's name or a folder."""
+    segmenter: str | None = None
+    """A universal (such as Mask2Former) or semantic segmenter of transformers, by the hub's name or a folder."""
+    panoptic: Path | None = None
+    """COCO "panoptic" file of the originals, for PQ and mIoU of --segmenter."""
+    panoptic_masks: Path | None = None
+    """Folder of its PNG files; by default the one beside it of the same name."""
+    name: str = SR
+    """What the results are called in the table."""
+    paper: SemanticDataset | None = None
+    """Show the paper's figures of this set (Table 3) below ours."""
+    markdown: Path | None = None
+    """Tables to write."""
     protocol: ProtocolName = "B"
     """A: 512² results of 128² centre crops. B: whole images, as annotations need them."""
     resamples: int = 1000
@@ -75,12 +99,19 @@ class Options:
     def __post_init__(self) -> None:
         if self.resamples < 2:
             raise SettingsError(f"An interval needs at least 2 resamples, not {self.resamples}.")
-        if (self.annotations is None) != (self.detector is None):
-            raise SettingsError("--annotations and --detector belong together; give both or neither.")
-        if self.tagger is None and self.detector is None:
-            raise SettingsError("Nothing to compare by: give --tagger, or --detector with --annotations.")
-        if self.detector is not None and self.protocol == "A":
-            raise SettingsError("Annotations are for whole images: choose --protocol B with --detector.")
+        networks = [name for name in ("detector", "segmenter") if getattr(self, name) is not None]
+        if self.annotations is not None and not networks:
+            raise SettingsError("--annotations is for --detector or --segmenter: give one of them, too.")
+        if self.detector is not None and self.annotations is None:
+            raise SettingsError("--detector is judged by --annotations: give them, too.")
+        if (self.panoptic is not None and self.segmenter is None) or (
+            self.segmenter is not None and self.annotations is None and self.panoptic is None
+        ):
+            raise SettingsError("--segmenter is judged by --panoptic or --annotations: they belong together.")
+        if self.tagger is None and not networks:
+            raise SettingsError("Nothing to compare by: give --tagger, or --detector or --segmenter with annotations.")
+        if networks and self.protocol == "A":
+            raise SettingsError(f"Annotations are for whole images: choose --protocol B with --{networks[0]}.")
 
 
 def evaluate(options: Options) -> dict[str, Any]:
@@ -97,8 +128,14 @@ def evaluate(options: Options) -> dict[str, Any]:
         "unmatched": folders.unmatched,
         "tags": agreement(folders.cases, options.tagger, options) if options.tagger else {},
         "objects": _objects(folders.cases, options),
+        "segments": _segments(folders.cases, options),
+        "name": options.name,
+        "paper": paper_rows(options.paper),
     }
     write_json(options.json, report)
+    if options.markdown is not None:
+        with atomic_write(options.markdown) as temporary:
+            temporary.write_text(table(report), "utf-8")
     return report
 
 
@@ -106,6 +143,19 @@ def _objects(cases: Sequence[Case], options: Options) -> dict[str, Any]:
     if options.annotations is None or options.detector is None:
         return {}
     return detection(cases, options.annotations, options.detector, choose_device(options.device))
+
+
+def _segments(cases: Sequence[Case], options: Options) -> dict[str, Any]:
+    if options.segmenter is None:
+        return {}
+    return segmentation(
+        cases,
+        options.segmenter,
+        choose_device(options.device),
+        annotations=options.annotations,
+        panoptic=options.panoptic,
+        panoptic_masks=options.panoptic_masks,
+    )
 
 
 @torch.no_grad()
@@ -145,24 +195,32 @@ def _logits(tagger: DAPE, cases: Sequence[Case], protocol: ProtocolName) -> dict
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    parts = []
+    """The report as Markdown: the paper's kind of table, then each part with its settings."""
+    parts = [overview(report)]
     if tags := report["tags"]:
         parts.append(section("tags of HR found", tags, _COLUMNS))
     if objects := report["objects"]:
-        corner = f"objects: {objects['photos']} photos, {objects['categories']} categories"
-        parts.append(markdown(corner, objects["rows"], _BOXES) + _left_out(objects))
+        parts.append(_section("objects", objects, _BOXES))
+    if segments := report["segments"]:
+        parts.append(_section("segments", segments, _SEGMENTS))
     lonely = (f"Only in --{kind}, left out: {', '.join(names)}.\n" for kind, names in report["unmatched"].items())
     return "\n".join(filter(None, (*parts, "".join(lonely))))
 
 
-def _left_out(objects: dict[str, Any]) -> str:
+def _section(title: str, part: dict[str, Any], columns: Sequence[Column]) -> str:
+    corner = f"{title}: {part['photos']} photos, {part['categories']} categories"
+    shown = [column for column in columns if any(column.key in row for row in part["rows"].values())]
+    return markdown(corner, part["rows"], shown) + _left_out(part)
+
+
+def _left_out(part: dict[str, Any]) -> str:
     """What the table is not about."""
     names = {
-        "Categories that the detector lacks": "unknown_categories",
+        "Categories that the network lacks": "unknown_categories",
         "Pictures without annotations": "not_annotated",
     }
-    return "".join(f"{what}: {', '.join(objects[key])}.\n" for what, key in names.items() if objects[key])
+    lines = [f"{what}: {', '.join(part[key])}.\n" for what, key in names.items() if part[key]]
+    return "".join(lines) + "".join(f"{TITLES[key]} absent: {why}.\n" for key, why in part.get("absent", {}).items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

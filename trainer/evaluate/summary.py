@@ -167,11 +167,11 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     """What a reader of the figures has to know besides: what is missing, what did not match, what was changed."""
     lines = [_comparable(report)] if report["paper"] else []
     for reason in dict.fromkeys(report["absent"].values()):
-        names = (name for name, why in report["absent"].items() if why == reason)
+        names = (BY_KEY[key].label for key, why in report["absent"].items() if why == reason)
         lines.append(f"{', '.join(names)} absent: {reason}.")
     for row, summary in report["rows"].items():
         for key, reasons in summary["missing"].items():
-            lines += [f"{row}: no {key} of {_some(names)}: {why}." for why, names in reasons.items()]
+            lines += [f"{row}: no {BY_KEY[key].label} of {_some(names)}: {why}." for why, names in reasons.items()]
     lines += [f"Only in --{kind}, left out: {', '.join(names)}." for kind, names in report["unmatched"].items()]
     lines += [f"{note}: {_some(names)}." for note, names in report["notes"].items()]
     if report["pictures"] > 1:
