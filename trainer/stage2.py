@@ -91,8 +91,8 @@ class Stage2Task:
         check_groups(config.loop, config.degradation_group)
         if config.trained == "lora" and is_sharded():
             raise SettingsError(
-                "The launcher shards the networks (FSDP), and adapters are merged on whole ones; 'lora' needs little memory "
-                "for gradients, so launch with trainer/accelerate/ddp.yaml."
+                "The launcher shards the networks (FSDP), but adapters are merged on whole ones. They have "
+                "few gradients, so launch with trainer/accelerate/ddp.yaml."
             )
         self.device = config.loop.resolve_device()
         self.networks.to(self.device)
@@ -147,9 +147,12 @@ class Stage2Task:
 
     def degraded(self, crops: Tensor, first: int) -> Pair:
         """The pairs made of crops, uint8 (B, 3, H, W), the first of which is image number `first`."""
-        config, numbers = self.config, (self.config.loop.seed, 7)
-        group, device = config.degradation_group, self.device
-        return make_pairs(crops, config.degradation, numbers=numbers, first=first, group=group, device=device)
+        how: dict[str, Any] = {
+            "numbers": (self.config.loop.seed, 7),
+            "first": first,
+            "group": self.config.degradation_group,
+        }
+        return make_pairs(crops, self.config.degradation, **how, device=self.device)
 
     @torch.no_grad()
     def encoded(self, pair: Pair, photos: Sequence[int], images: Sequence[int]) -> Prepared:
