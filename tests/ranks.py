@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import accelerate.state  # noqa: F401 - for the forked runs
 import torch
@@ -31,6 +32,7 @@ import trainer.loop
 from seesr_core.errors import SeeSRError
 from trainer.checkpoints import Checkpoints, State
 from trainer.data import by_image, read_photos, seeded
+from trainer.distribution import make_accelerator
 from trainer.loop import LoopConfig, train
 from trainer.stage2 import train_control
 
@@ -142,12 +144,12 @@ def _as_fsdp2(action: Callable[[], object], blocks: Sequence[str] = ()) -> None:
     from accelerate.state import PartialState
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    made, prepare = trainer.loop.make_accelerator, Accelerator.prepare
+    prepare = Accelerator.prepare
     how = {"auto_wrap_policy": "transformer_based_wrap" if blocks else "no_wrap"}
     plugin: Any = functools.partial(FullyShardedDataParallelPlugin, fsdp_version=2, cpu_ram_efficient_loading=False)
 
     def sharding(config: LoopConfig) -> Any:
-        accelerator: Any = made(config)
+        accelerator: Any = make_accelerator(config)
         accelerator.state.fsdp_plugin = plugin(**how, transformer_cls_names_to_wrap=list(blocks) or None)
         for state in (accelerator.state._shared_state, PartialState._shared_state):
             state["distributed_type"] = DistributedType.FSDP
@@ -158,9 +160,11 @@ def _as_fsdp2(action: Callable[[], object], blocks: Sequence[str] = ()) -> None:
         assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in result[0].parameters())
         return result
 
-    trainer.loop.make_accelerator = sharding  # type: ignore[attr-defined]
-    Accelerator.prepare = prepared  # type: ignore[method-assign]
-    action()
+    with (
+        mock.patch.object(trainer.loop, "make_accelerator", sharding),
+        mock.patch.object(Accelerator, "prepare", prepared),
+    ):
+        action()
 
 
 def lost(folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.loop import train
+from trainer.loop import LoopConfig, train
 from trainer.optimizers import build_optimizer
 
 from .ranks import TOY, ToyTask
@@ -19,8 +19,8 @@ from .ranks import TOY, ToyTask
 class WideToy(ToyTask):
     """Enough weights for 8-bit moments, which small tensors do not get."""
 
-    def __init__(self, config: object) -> None:
-        super().__init__(config)  # type: ignore[arg-type]
+    def __init__(self, config: LoopConfig) -> None:
+        super().__init__(config)
         self.trained = nn.Sequential(nn.Linear(4, 2048), nn.Linear(2048, 1))
         for number, parameter in enumerate(self.trained.parameters()):
             parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
