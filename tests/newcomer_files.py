@@ -284,7 +284,7 @@ def weight(key: str, shape: Sequence[int]) -> Tensor:
     if len(shape) < 2 or rows >= shape[0]:
         return rule_weight(key, shape)
     drawn = rule_weight(key, (rows, *shape[1:]))
-    return torch.cat([drawn] * -(-shape[0] // rows))[: shape[0]]
+    return torch.cat([drawn] * -(-shape[0] // rows))[: shape[0]].clone()  # saved without what was cut off
 
 
 def by_rule(shapes: Mapping[str, Sequence[int]]) -> Entries:
