@@ -112,7 +112,7 @@ def main(folder: Path) -> None:
     validation = Shown(read_pairs(folder / "pairs"), vocabulary, SETTINGS)
     recorder = Recorder()
     recorder.start()
-    about = {"base": "seesr-nano", "dtype": torch.float32}
+    about: dict[str, Any] = {"base": "seesr-nano", "dtype": torch.float32}
     train_control(config, networks, photos, folder / "run", validation=validation, **about)
     tensors = {**recorder.kept, "noise": torch.cat(recorder.noise), "picture": validation.picture}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "validation.safetensors")

@@ -147,12 +147,8 @@ class Stage2Task:
 
     def degraded(self, crops: Tensor, first: int) -> Pair:
         """The pairs made of crops, uint8 (B, 3, H, W), the first of which is image number `first`."""
-        how: dict[str, Any] = {
-            "numbers": (self.config.loop.seed, 7),
-            "first": first,
-            "group": self.config.degradation_group,
-        }
-        return make_pairs(crops, self.config.degradation, **how, device=self.device)
+        config, numbers, group = self.config, (self.config.loop.seed, 7), self.config.degradation_group
+        return make_pairs(crops, config.degradation, numbers=numbers, first=first, group=group, device=self.device)
 
     @torch.no_grad()
     def encoded(self, pair: Pair, photos: Sequence[int], images: Sequence[int]) -> Prepared:
