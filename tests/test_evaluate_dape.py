@@ -13,7 +13,7 @@ from seesr_core.checkpoints.ram import write_dape
 from seesr_core.dape import DAPE, Vocabulary
 from seesr_core.errors import DataError
 from trainer.data import read_photos
-from trainer.evaluate.dape import Options, evaluate, labels, main, robustness, run_tagger, table
+from trainer.evaluate.dape import Options, evaluate, labels, main, photos_to_show, robustness, run_tagger, table
 
 from .dape_nets import CONFIG, images, tiny_dape
 from .tiny_model import photo
@@ -70,23 +70,26 @@ def test_a_tagger_that_always_says_the_same_is_refused(photos: Path, vocabulary:
 
 
 def test_frequency_baseline(photos: Path, vocabulary: Vocabulary) -> None:
-    found = labels(tiny_dape(), vocabulary, read_photos(photos), options(photos))
+    found = labels(tiny_dape(), vocabulary, read_photos(photos), [], options(photos))
     assert (found["photos"], found["tags"]) == (7, 2)
     baseline = found["rows"]["tag frequency"]
     # Over tags: the words' shares among the seven photos with words that the tagger knows. Over photos: word 1 is the
     # more frequent, so it comes first; photo 7 has word 0 alone, on place two.
     assert baseline["map_tags"]["value"] == pytest.approx(100 * (4 / 7 + 6 / 7) / 2)
     assert baseline["map_photos"]["value"] == pytest.approx(100 * (6 * 1 + 1 / 2) / 7)
-    rare = labels(tiny_dape(), vocabulary, read_photos(photos), options(photos, min_photos=5))
+    rare = labels(tiny_dape(), vocabulary, read_photos(photos), [], options(photos, min_photos=5))
     assert rare["tags"] == 1
-    assert "absent" in labels(tiny_dape(), replace(vocabulary, tags=("x",) * 11), read_photos(photos), options(photos))
+    unknown = replace(vocabulary, tags=("x",) * 11)
+    assert "absent" in labels(tiny_dape(), unknown, read_photos(photos), [], options(photos))
 
 
 def test_photos_kept_out_of_training_join_and_the_others_give_frequencies(photos: Path, vocabulary: Vocabulary) -> None:
     with_training = options(photos, train_photos=photos, holdout_every=3)
-    found = labels(tiny_dape(), vocabulary, read_photos(photos)[:1], with_training)
-    # Of the seven photos with words every third is kept out: photos 2 and 5, beside photo 0 itself.
-    assert found["photos"] == 3
+    shown, training = photos_to_show(with_training)
+    # Of the seven photos with words every third is kept out: two more than the list itself has.
+    assert (len(shown), len(training)) == (len(read_photos(photos)) + 2, 5)
+    found = labels(tiny_dape(), vocabulary, shown[-2:], training, with_training)
+    assert found["photos"] == 2
     assert found["frequencies_of"] == "training photos"
 
 

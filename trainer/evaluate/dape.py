@@ -53,8 +53,8 @@ class Options:
     json: Path
     """Report to write."""
     train_photos: Path | None = None
-    """The list that the tagger was trained on: gives the words' frequencies, and the photos that training kept out
-    are added to the labels."""
+    """The list that both were trained on: gives the words' frequencies, and the photos that training kept out are
+    added to `photos`."""
     holdout_every: int = 6
     """Every n-th photo with words of that list was kept out (setting of the tagger's recipe)."""
     tag_lists: Path | None = None
@@ -87,14 +87,21 @@ def evaluate(options: Options) -> dict[str, Any]:
     dape, words = read_teacher(options.dape)
     if words.tags != vocabulary.tags:
         raise DataError(f"{options.tagger} and {options.dape} know different words; give a tagger and its own DAPE.")
-    photos = read_photos(options.photos)
+    photos, training = photos_to_show(options)
     report = {
         "settings": {"seed": options.seed, "repeats": options.repeats, "resamples": options.resamples},
         "robustness": robustness(tagger, dape, vocabulary, photos[: options.limit or None], options),
-        "labels": labels(tagger, vocabulary, photos, options),
+        "labels": labels(tagger, vocabulary, photos, training, options),
     }
     write_json(options.json, report)
     return report
+
+
+def photos_to_show(options: Options) -> tuple[list[Photo], list[Photo]]:
+    """Photos that the tagger never saw, and those that it was trained on as far as they are named."""
+    listed = read_photos(options.train_photos) if options.train_photos else []
+    training, kept = split(listed, options.holdout_every)
+    return [*read_photos(options.photos), *kept], training
 
 
 @torch.no_grad()
@@ -170,12 +177,12 @@ def precision_rows(
 
 
 @torch.no_grad()
-def labels(tagger: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], options: Options) -> dict[str, Any]:
-    """The tagger against human words on photos that it never saw, beside the words' frequencies."""
+def labels(
+    tagger: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], training: Sequence[Photo], options: Options
+) -> dict[str, Any]:
+    """The tagger against human words on photos that it never saw, beside the words' frequencies in `training`."""
     known = set(vocabulary.tags)
-    listed = read_photos(options.train_photos) if options.train_photos else []
-    training, kept = split(listed, options.holdout_every)
-    shown = [photo for photo in (*photos, *kept) if known.intersection(photo.tags)]
+    shown = [photo for photo in photos if known.intersection(photo.tags)]
     if not shown:
         return {"absent": f"no photo of {options.photos} carries a word that the tagger knows"}
     positive = targets(shown, vocabulary.tags).bool()

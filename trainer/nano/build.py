@@ -146,9 +146,11 @@ class Builder:
         return tagger
 
     def dape(self) -> None:
-        """Stage 1 from that tagger."""
+        """Stage 1 from that tagger; photos that its training kept out are kept out here, too, to measure on."""
         teacher, vocabulary = read_dape(self.parts["tagger"][0])
-        train_dape(self.config.dape, teacher, vocabulary, self.photos, self.out / "dape", source="nano, stage 1")
+        kept = set(split(self.photos, self.config.tagger.holdout_every)[1])
+        photos = [photo for photo in self.photos if photo not in kept]
+        train_dape(self.config.dape, teacher, vocabulary, photos, self.out / "dape", source="nano, stage 1")
 
     def tags(self) -> None:
         """Tag every photo with the plain tagger, as stage 2 wants it."""
