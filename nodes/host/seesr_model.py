@@ -122,7 +122,9 @@ def build_rca(parts: ControlParts) -> ModelPatcher:
 
 def build_control(parts: ControlParts) -> SeeSRControl:
     """The ControlNet as the host's own loader would set it up."""
-    config, device = parts.controlnet_config, comfy.model_management.get_torch_device()
+    device = comfy.model_management.get_torch_device()
+    # Some configurations are the whole U-Net's; a ControlNet has no upper half.
+    config = {name: value for name, value in parts.controlnet_config.items() if name != "up_block_types"}
     dtype = _dtype(parts.controlnet_state)
     cast = comfy.model_management.unet_manual_cast(dtype, device)
     net = SeeSRControlNet(

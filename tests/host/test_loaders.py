@@ -183,6 +183,17 @@ def test_networks_that_the_host_cannot_be(name: str) -> None:
         build(change(nets.nano_parts()), name=name)
 
 
+def test_a_controlnet_whose_configuration_is_the_whole_unets() -> None:
+    parts = nets.nano_parts()
+    assert "up_block_types" not in parts.controlnet_config
+    config = parts.controlnet_config | {"up_block_types": parts.unet_config["up_block_types"]}
+    build = plugin("nodes.host.seesr_model").build_control
+    given, plain = build(replace(parts, controlnet_config=config)), build(parts)
+    state, expected = (control.control_model.state_dict() for control in (given, plain))
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
 def test_sizes_of_stable_diffusion_2_map_to_its_blocks() -> None:
     keys = plugin("nodes.host.keys")
     config = {
