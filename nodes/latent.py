@@ -22,6 +22,18 @@ def start_timestep_input(tooltip: str) -> io.Int.Input:
     return io.Int.Input("start_timestep", default=LAST_TIMESTEP, min=0, max=LAST_TIMESTEP, tooltip=tooltip)
 
 
+def seed_input() -> io.Int.Input:
+    """What the noise of a batch derives from."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=True,
+        tooltip="Noise of the first picture; picture i of a batch uses seed + i.",
+    )
+
+
 class SeeSRLatentInit(io.ComfyNode):
     """LRE: sampling starts from the upscaled photo's latent, noised."""
 
@@ -44,14 +56,7 @@ class SeeSRLatentInit(io.ComfyNode):
                 io.Sigmas.Input(
                     "sigmas", tooltip="The noise levels that the sampler gets, from SeeSR Scheduler or another one."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="Noise of the first picture; picture i of a batch uses seed + i.",
-                ),
+                seed_input(),
                 start_timestep_input(
                     "Timestep that the photo's latent is noised to; 999 as published. Sigmas must not begin above it: "
                     "give SeeSR Scheduler the same number."

@@ -17,7 +17,7 @@ from .host.sampler import sample
 from .host.tiles import TileSettings, tile_model
 from .host.vae import decode_latent
 from .image import color_fix_input, finish_images, prepare_levels, scale_input
-from .latent import MAX_SEED, latent_init, schedule_sigmas
+from .latent import latent_init, schedule_sigmas, seed_input, start_timestep_input
 from .prompts import added_prompt_input, compose_text, extract_tags
 from .schema import DAPEType, ModelType, make_schema
 
@@ -152,14 +152,7 @@ def _sampling() -> list[Any]:
             step=0.1,
             tooltip="How strongly the prompt guides. At 1 the negative prompt is left out and a step costs half.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            control_after_generate=True,
-            tooltip="Noise of the first picture; picture i of a batch uses seed + i.",
-        ),
+        seed_input(),
         io.String.Input("prompt", default="", multiline=True, tooltip="Your own words, after the tags."),
         added_prompt_input(),
         io.String.Input(
@@ -174,13 +167,9 @@ def _sampling() -> list[Any]:
             default="ddpm",
             tooltip="The sampler; ddpm is the published one.",
         ),
-        io.Int.Input(
-            "start_timestep",
-            default=_PUBLISHED.start_timestep,
-            min=0,
-            max=999,
-            tooltip="Noise level that the upscaled photo starts from; a lower one keeps more of the photo and takes "
-            "fewer steps.",
+        start_timestep_input(
+            "Noise level that the upscaled photo starts from; a lower one keeps more of the photo and takes "
+            "fewer steps."
         ),
     ]
 
