@@ -36,6 +36,8 @@ def test_shapes_alone_tell_parameters_arithmetic_and_memory() -> None:
     found = count(recipe, unet=unet_config(), tagger=tagger_config(2, 64))
     fewer = count(replace(recipe, trained="rca-image-encoder"), unet=unet_config(), tagger=tagger_config(2, 64))
     assert 0 < fewer.trained < found.trained < found.steered == fewer.steered
+    with pytest.raises(SettingsError, match="--dry-run"):
+        count(replace(recipe, trained="lora"), unet=unet_config(), tagger=tagger_config(2, 64))
     assert fewer.trained_flops < found.trained_flops
     assert found.frozen_flops == fewer.frozen_flops > 0
     assert found.per_image > 3 * 64 * 64 * 4

@@ -98,16 +98,18 @@ def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: Control
         tokenizer=base.tokenizer,
         dape=dape.requires_grad_(False).eval(),
     )
-    _choose_trained(networks, config)
+    choose_trained(networks, config)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         controlnet.enable_gradient_checkpointing()
     return networks
 
 
-def _choose_trained(networks: Networks, config: Stage2Config) -> None:
-    """Let what `config.trained` names require gradients; the ControlNet does as a whole before."""
+def choose_trained(networks: Networks, config: Stage2Config) -> None:
+    """Let what `config.trained` names require gradients, and nothing else of U-Net and ControlNet."""
     unet, controlnet = networks.unet, networks.controlnet
+    unet.requires_grad_(False)
+    controlnet.requires_grad_(True)
     rca = list(rca_parameters(unet).values())
     if config.trained == "lora":
         rca = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -26,7 +26,7 @@ from seesr_core.dape.model import DAPEConfig
 from seesr_core.errors import SettingsError
 
 from . import command
-from .networks import Networks, build_networks
+from .networks import Networks, build_networks, choose_trained
 from .plan import GIB, MOMENTS, cost_of_pass
 from .recipes import STAGE2_RECIPES, Stage2Config
 from .stage2 import Batch, Stage2Task
@@ -169,7 +169,10 @@ def _looking(action: Any) -> float:
 def _networks(config: Stage2Config, unet: dict[str, Any], dape: DAPE) -> Networks:
     nothing = torch.nn.Identity()
     base = Base(unet_config=unet, unet_state={}, vae=nothing, text_encoder=nothing, tokenizer=None, scheduler={})
-    nets = build_networks(base, dape, config)
+    if config.trained == "lora":
+        raise SettingsError("Adapters need networks with contents: `trainer.stage2 --dry-run` counts them.")
+    nets = build_networks(base, dape, replace(config, trained="all"))  # which asks for no weights to start from
+    choose_trained(nets, config)
     nets.unet.train()
     nets.controlnet.train()
     return nets
