@@ -25,7 +25,7 @@ from ..parity.groups.pipeline import LATENT_TOLERANCE, Trace
 from ..parity.host.pipeline import recorded_ddpm
 from .locate import PLUGIN, plugin
 from .nets import NANO
-from .test_upscale import ADDED, NEGATIVE, load_checkpoint
+from .small_nodes import ADDED, NEGATIVE, applied, load_checkpoint
 
 EXPORTED, SHIPPED = "trained.safetensors", "seesr-nano-control.safetensors"
 STEPS, CFG, MIN_SIZE = 4, 5.5, 64
@@ -85,21 +85,13 @@ def in_the_host(name: str, photo: Path, noise: Tensor) -> tuple[Tensor, Tensor]:
     (tags,) = prompts.SeeSRExtractTags.execute(dape, image, 1.0, "", "en").result
     (soft_prompt,) = prompts.SeeSRSoftPrompt.execute(dape, image).result
     (text,) = prompts.SeeSRPrompt.execute(tags[0], "", ADDED).result
-    model, positive, negative = (
-        plugin("nodes.apply")
-        .SeeSRApply.execute(
-            model=[base["model"]],
-            positive=[encode(base["clip"], text)],
-            negative=[encode(base["clip"], NEGATIVE)],
-            seesr_model=[seesr_model],
-            soft_prompt=[soft_prompt],
-            image=[prepared],
-            strength=[1.0],
-            rca_strength=[1.0],
-            start_percent=[0.0],
-            end_percent=[1.0],
-        )
-        .result
+    model, positive, negative = applied(
+        base["model"],
+        [encode(base["clip"], text)],
+        encode(base["clip"], NEGATIVE),
+        seesr_model,
+        soft_prompt,
+        prepared,
     )
     (sigmas,) = latents.SeeSRScheduler.execute(base["model"], STEPS).result
     _, latent = latents.SeeSRLatentInit.execute(base["model"], base["vae"], prepared, sigmas, 0).result

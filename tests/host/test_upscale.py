@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +14,9 @@ from torch import Tensor
 from .locate import plugin
 from .nets import NANO
 from .small_base import write_small_base
+from .small_nodes import ADDED, NEGATIVE, applied, load_checkpoint
 
 MIN_SIZE = 64
-NEGATIVE = "dotted, noise, blur, lowres, smooth"
-ADDED = "clean, high-resolution, 8k"
 SETTINGS: dict[str, Any] = {
     "scale": 4.0,
     "steps": 4,
@@ -33,15 +31,6 @@ SETTINGS: dict[str, Any] = {
     "overlap": 32,
     "color_fix": "wavelet",
 }
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load Checkpoint's outputs by the name of the input they go to."""
-    import comfy.sd
-
-    plugin("nodes.host.nano").register()
-    loaded: Any = comfy.sd.load_checkpoint_guess_config(str(path))
-    return dict(zip(("model", "clip", "vae"), loaded[:3], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +76,13 @@ def graph(nano: dict[str, Any], image: Tensor, **changes: Any) -> tuple[Tensor, 
     # The host runs nodes after a list output once per entry.
     texts = [prompts.SeeSRPrompt.execute(line, s.prompt, s.added_prompt).result[0] for line in tags]
     encode = host_nodes.CLIPTextEncode().encode
-    model, positive, negative = (
-        plugin("nodes.apply")
-        .SeeSRApply.execute(
-            model=[nano["model"]],
-            positive=[encode(nano["clip"], text)[0] for text in texts],
-            negative=[encode(nano["clip"], s.negative_prompt)[0]],
-            seesr_model=[nano["seesr_model"]],
-            soft_prompt=[soft_prompt],
-            image=[prepared],
-            strength=[1.0],
-            rca_strength=[1.0],
-            start_percent=[0.0],
-            end_percent=[1.0],
-        )
-        .result
+    model, positive, negative = applied(
+        nano["model"],
+        [encode(nano["clip"], text)[0] for text in texts],
+        encode(nano["clip"], s.negative_prompt)[0],
+        nano["seesr_model"],
+        soft_prompt,
+        prepared,
     )
     (sigmas,) = latents.SeeSRScheduler.execute(nano["model"], s.steps, "leading", s.start_timestep).result
     noise, latent = latents.SeeSRLatentInit.execute(
