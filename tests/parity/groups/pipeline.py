@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -34,36 +34,39 @@ FAST_STEPS, FAST_CELLS = 5, 2000
 Run = Mapping[str, Any]
 
 
-class Recorded(Protocol):
-    """What a folder says about its runs."""
-
-    meta: Mapping[str, Any]
-    inputs: dict[str, Tensor]
-
-
 @dataclass(kw_only=True, slots=True)
-class Fixture:
-    """The group's files and the two networks they were made with."""
+class Recording:
+    """What a folder holds of its runs."""
 
     meta: Mapping[str, Any]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+
+
+@dataclass(kw_only=True, slots=True)
+class Fixture(Recording):
+    """A recording and the two networks it was made with."""
+
     unet: Any
     controlnet: Any
 
     @classmethod
     def load(cls, folder: Path) -> Fixture:
         """Read `folder`/pipeline; the networks come from another group's configurations and the weight rule."""
-        meta = json.loads((folder / GROUP / "meta.json").read_text(encoding="utf-8"))
-        nets = networks_folder(folder)
-        unet_salt, controlnet_salt = salts(meta, nets)
+        recorded, nets = read(folder), networks_folder(folder)
+        unet_salt, controlnet_salt = salts(recorded["meta"], nets)
         return cls(
-            meta=meta,
-            inputs=load_file(folder / GROUP / "inputs.safetensors"),
-            outputs=load_file(folder / GROUP / "outputs.safetensors"),
+            **recorded,
             unet=rule_made(build_unet(_read(nets / "tiny_unet_config.json")), unet_salt),
             controlnet=rule_made(build_controlnet(_read(nets / "tiny_controlnet_config.json")), controlnet_salt),
         )
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The fields of `folder`/pipeline's `Recording`."""
+    files = folder / GROUP
+    tensors = {name: load_file(files / f"{name}.safetensors") for name in ("inputs", "outputs")}
+    return {"meta": _read(files / "meta.json"), **tensors}
 
 
 def networks_folder(folder: Path) -> Path:
@@ -231,7 +234,7 @@ def tiled_denoiser(fixture: Fixture, run: Run, image: Tensor) -> TiledDenoiser:
     )
 
 
-def input_set(fixture: Recorded, name: str) -> str:
+def input_set(fixture: Recording, name: str) -> str:
     """Name of the inputs a run was made from: by its final shape, then by its picture's range, then by name."""
     run = fixture.meta["runs"][name]
     found = [key.removesuffix(".noise0") for key in fixture.inputs if key.endswith(".noise0")]

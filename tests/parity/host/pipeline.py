@@ -7,7 +7,6 @@ no noise at the last step, where the published scheduler adds some of standard d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...host.locate import plugin
@@ -27,11 +25,13 @@ from ..groups.pipeline import (
     LATENT_TOLERANCE,
     TABLE_TOLERANCE,
     WEIGHTS_TOLERANCE,
+    Recording,
     Run,
     Trace,
     input_set,
     is_fast,
     networks_folder,
+    read,
     salts,
 )
 from .networks import rule_made
@@ -40,28 +40,18 @@ PIXELS_PER_CELL = 8
 
 
 @dataclass(kw_only=True, slots=True)
-class Fixture:
-    """The group's files and the networks they were made with, in the host's classes."""
+class Fixture(Recording):
+    """A recording and the networks it was made with, in the host's classes."""
 
-    meta: Mapping[str, Any]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
     model: Any
     seesr: Any
 
     @classmethod
     def load(cls, folder: Path) -> Fixture:
         """Read `folder`/pipeline; the networks come from another group's configurations and the weight rule."""
-        meta = json.loads((folder / GROUP / "meta.json").read_text(encoding="utf-8"))
-        nets = networks_folder(folder)
-        model, seesr = rule_made(nets, "tiny", salts(meta, nets))
-        return cls(
-            meta=meta,
-            inputs=load_file(folder / GROUP / "inputs.safetensors"),
-            outputs=load_file(folder / GROUP / "outputs.safetensors"),
-            model=model,
-            seesr=seesr,
-        )
+        recorded, nets = read(folder), networks_folder(folder)
+        model, seesr = rule_made(nets, "tiny", salts(recorded["meta"], nets))
+        return cls(**recorded, model=model, seesr=seesr)
 
 
 def cases(folder: Path, *, full: bool) -> Iterator[Comparison]:
