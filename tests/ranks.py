@@ -9,6 +9,7 @@ The process that runs pytest cannot fork them itself: autograd does not survive 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import random
 import signal
@@ -35,6 +36,7 @@ from trainer.data import by_image, read_photos, seeded
 from trainer.distribution import make_accelerator
 from trainer.loop import LoopConfig, train
 from trainer.stage2 import train_control
+from trainer.zero import ZeroState
 
 from .golden import ROOT
 from .stage2_nets import config, small_networks
@@ -167,6 +169,57 @@ def _as_fsdp2(action: Callable[[], object], blocks: Sequence[str] = ()) -> None:
         action()
 
 
+class BrokenTask(ToyTask):
+    """A toy of which one image in step 3 and one in step 5 are not finite."""
+
+    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        loss, figures = super().loss(step)
+        broken = {3 * self.config.batch_size: math.nan, 6 * self.config.batch_size - 1: math.inf}
+        return loss * math.prod(broken.get(image, 1.0) for image in self.config.images(step)), figures
+
+
+def _broken(accumulation: int, out: Path, steps: int, precision: str) -> None:
+    config = replace(TOY, steps=steps, accumulation=accumulation, precision=precision, save_every=4, warmup=4)
+    train(BrokenTask(config), config, out)
+
+
+def zero(folder: Path) -> None:
+    """A toy with steps that are not finite: in one process, and by ZeRO over two, at one go and interrupted; what ZeRO
+    left, one process takes further."""
+    import deepspeed  # noqa: F401 - for the forked runs
+
+    for stage, precision in ((1, "fp32"), (2, "bf16")):
+        out, broken = folder / f"{stage}", functools.partial(_broken, precision=precision)
+        assert _forked(1, functools.partial(broken, 4, out / "alone", 10)) == [0]
+        for name, steps in (("whole", 8), ("parts", 4), ("parts", 8)):
+            action = functools.partial(broken, 2, out / name, steps)
+            assert _forked(2, functools.partial(_as_zero, action, stage)) == [0, 0]
+        assert _forked(1, functools.partial(broken, 4, out / "parts", 10)) == [0]
+
+
+def zero_stage2(folder: Path) -> None:
+    """Stage 2 with its pictures and its export, whole and by ZeRO-2."""
+    import deepspeed  # noqa: F401 - for the forked runs
+
+    stage2 = functools.partial(_stage2, folder, sample_every=2)
+    assert _forked(1, functools.partial(stage2, 4, "whole")) == [0]
+    assert _forked(2, functools.partial(_as_zero, functools.partial(stage2, 2, "sharded"))) == [0, 0]
+
+
+def _as_zero(action: Callable[[], object], stage: int = 2) -> None:
+    """What the launcher says to a process when its file asks for DeepSpeed."""
+
+    def halved(parameters: Mapping[str, Tensor], *more: Any) -> State:
+        state = ZeroState(parameters, *more)
+        assert 0.5 <= state._slice.numel() / sum(p.numel() for p in parameters.values()) < 0.51
+        return state
+
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": f"{stage}"}
+    with mock.patch.object(trainer.loop, "ZeroState", side_effect=halved) as made:
+        action()
+    assert made.called
+
+
 def lost(folder: Path) -> None:
     """Rank 1 of 2 is killed in the middle; rank 0 writes down what it is told."""
 
@@ -262,7 +315,9 @@ def _steps(state: State, start: int, end: int) -> None:
         torch._foreach_lerp_(list(state.average.values()), [p.detach() for p in state.parameters.values()], 0.1)
 
 
-SCENARIOS = {action.__name__: action for action in (equal, toy, fsdp2, fsdp2_stage2, lost, killed, sharded)}
+SCENARIOS = {
+    action.__name__: action for action in (equal, toy, fsdp2, fsdp2_stage2, zero, zero_stage2, lost, killed, sharded)
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from seesr_core.errors import SettingsError
-from trainer.distribution import make_accelerator
+from trainer.distribution import is_zero, make_accelerator
+from trainer.zero import configure
 
 from .golden import ROOT
 from .ranks import TOY
@@ -21,6 +26,7 @@ EXPECTED = {
     "ddp-nodes": ("MULTI_GPU", 4, 32),
     "fsdp2": ("FSDP", 1, 8),
     "fsdp2-keep": ("FSDP", 1, 8),
+    "zero2": ("DEEPSPEED", 1, 8),
 }
 
 
@@ -46,6 +52,7 @@ def test_accelerate_reads_it(path: Path) -> None:
     arguments = launched(path)
     assert arguments.num_processes == EXPECTED[path.stem][2]
     assert bool(arguments.use_fsdp) == path.stem.startswith("fsdp2")
+    assert bool(arguments.use_deepspeed) == path.stem.startswith("zero")
 
 
 @pytest.mark.parametrize(("name", "reshards"), [("fsdp2", True), ("fsdp2-keep", False)])
@@ -69,9 +76,62 @@ def test_it_shards_by_blocks_that_the_networks_have(name: str, reshards: bool, m
     assert set(plugin.transformer_cls_names_to_wrap or ()) <= kinds
 
 
-def test_deepspeed_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from accelerate import Accelerator, DistributedType
+def zero(monkeypatch: pytest.MonkeyPatch, stage: int = 2) -> Any:
+    """What accelerate makes of zero2.yaml; it needs no DeepSpeed for that."""
+    from accelerate.utils import DeepSpeedPlugin
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
-    with pytest.raises(SettingsError, match=r"no run resumed exactly; trainer/accelerate/fsdp2\.yaml shards the same"):
+    arguments = launched(ROOT / "trainer" / "accelerate" / "zero2.yaml")
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    arguments.main_process_port = 0  # any
+    for key, value in prepare_deepspeed_cmd_env(arguments)[1].items():
+        if key not in os.environ:
+            monkeypatch.setenv(key, value)
+    assert is_zero()
+    plugin = DeepSpeedPlugin(zero_stage=None if stage == 2 else stage)
+    return SimpleNamespace(deepspeed_plugin=plugin, mixed_precision="no")
+
+
+def test_deepspeed_gets_the_settings_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = zero(monkeypatch)
+    configure(asked, nn.Linear(1, 1), replace(TOY, accumulation=2, max_grad_norm=0.5))
+    settings = asked.deepspeed_plugin.deepspeed_config
+    assert settings["zero_optimization"]["stage"] == 2
+    assert settings["train_micro_batch_size_per_gpu"] == 2
+    assert settings["gradient_accumulation_steps"] == 2
+    assert settings["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_under_deepspeed_the_precision_is_the_recipes(
+    precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = nn.Linear(1, 1)
+    configure(zero(monkeypatch), module, replace(TOY, precision=precision))
+    assert module(torch.ones(1, 1)).dtype == dtype
+    assert module.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("stage", "half", "recipe", "sentence"),
+    [
+        (3, "no", {}, r"got ZeRO-3 .*fsdp2\.yaml shards the same"),
+        (2, "bf16", {}, "leave it to the recipe"),
+        (2, "no", {"optimizer": "adamw-8bit"}, r"got fp32 and adamw-8bit.*ddp\.yaml"),
+        (2, "no", {"precision": "fp16"}, r"got fp16 and adamw; .*ddp\.yaml"),
+    ],
+)
+def test_what_deepspeed_is_not_used_for_is_refused_in_one_sentence(
+    stage: int, half: str, recipe: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = zero(monkeypatch, stage)
+    asked.mixed_precision = half
+    with pytest.raises(SettingsError, match=sentence):
+        configure(asked, nn.Linear(1, 1), replace(TOY, **recipe))
+
+
+def test_without_deepspeed_installed_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr("accelerate.utils.is_deepspeed_available", lambda: False)
+    with pytest.raises(SettingsError, match="pip install 'deepspeed>="):
         make_accelerator(TOY)

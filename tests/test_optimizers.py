@@ -1,4 +1,4 @@
-"""The optimizer with 8-bit moments, where bitsandbytes is."""
+"""The optimizers' moments: where a checkpoint puts them, and in 8 bits, where bitsandbytes is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.checkpoints import State
 from trainer.loop import LoopConfig, train
 from trainer.optimizers import build_optimizer
 
@@ -42,3 +43,12 @@ def test_moments_in_8_bits_are_a_quarter_and_a_run_goes_on_exactly(tmp_path: Pat
     parameter.sum().backward()
     optimizer.step()
     assert optimizer.state[parameter]["state1"].dtype is torch.uint8
+
+
+@pytest.mark.parametrize(("name", "device"), [("adamw", "cpu"), ("adamw-fused", "meta")])
+def test_a_checkpoint_puts_the_fused_step_beside_its_parameter(name: str, device: str) -> None:
+    parameter = nn.Parameter(torch.empty(2, device="meta"))  # stands for a GPU
+    optimizer = build_optimizer(name, [parameter], learning_rate=1e-3, weight_decay=0.0)
+    State({"x": parameter}, {}, optimizer).load([("step.x", torch.tensor(3.0)), ("exp_avg.x", torch.ones(2))])
+    assert optimizer.state[parameter]["step"].device.type == device
+    assert optimizer.state[parameter]["exp_avg"].device.type == "meta"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from trainer.checkpoints import NEWEST
+
 from . import ranks
 from .stage2_nets import write_photos
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")
 
 
 def losses(out: Path) -> list[tuple[float, float]]:
@@ -64,11 +69,7 @@ def test_sharded_by_fsdp2_the_losses_are_the_same_and_a_run_goes_on(tmp_path: Pa
     torch.testing.assert_close(torch.tensor(losses(tmp_path / "sharded")), torch.tensor(alone), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_stage_2_sharded_by_fsdp2_has_the_same_losses_pictures_and_export(tmp_path: Path) -> None:
-    write_photos(tmp_path)
-    ranks.run("fsdp2_stage2", tmp_path)
-    alone, sharded = tmp_path / "whole", tmp_path / "sharded"
+def same_losses_pictures_and_export(alone: Path, sharded: Path) -> None:
     torch.testing.assert_close(torch.tensor(losses(sharded)), torch.tensor(losses(alone)), rtol=2e-5, atol=1e-6)
     pictures = [np.asarray(Image.open(run / "samples" / "000002.png")).astype(int) for run in (alone, sharded)]
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
@@ -76,3 +77,41 @@ def test_stage_2_sharded_by_fsdp2_has_the_same_losses_pictures_and_export(tmp_pa
     assert exports[0].keys() == exports[1].keys()
     for name, tensor in exports[0].items():
         torch.testing.assert_close(exports[1][name], tensor, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_stage_2_sharded_by_fsdp2_has_the_same_losses_pictures_and_export(tmp_path: Path) -> None:
+    write_photos(tmp_path)
+    ranks.run("fsdp2_stage2", tmp_path)
+    same_losses_pictures_and_export(tmp_path / "whole", tmp_path / "sharded")
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    """The log without its clock."""
+    found = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+    return [{name: figure for name, figure in line.items() if name != "seconds"} for line in found]
+
+
+@needs_deepspeed
+def test_by_zero_steps_are_skipped_and_runs_go_on_as_in_one_process(tmp_path: Path) -> None:
+    ranks.run("zero", tmp_path)
+    for runs in (tmp_path / "1", tmp_path / "2"):
+        alone, parts = lines(runs / "alone"), lines(runs / "parts")
+        assert [line.get("skipped", 0) for line in alone] == [0, 0, 0, 1, 1, 2, 2, 2, 2, 2]
+        assert lines(runs / "whole") == parts[:8]
+        for expected, found in zip(alone, parts, strict=True):
+            assert found == pytest.approx(expected, rel=1e-5)
+        kept = Path("checkpoints") / "00000008.safetensors"  # put aside when one process went on
+        states = [load_file(runs / path) for path in (Path("whole", NEWEST), Path("parts", kept), Path("alone", kept))]
+        assert states[0].keys() == states[1].keys() == states[2].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(tensor, states[2][name], rtol=1e-5, atol=1e-6)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_stage_2_by_zero_has_the_same_losses_pictures_and_export(tmp_path: Path) -> None:
+    write_photos(tmp_path)
+    ranks.run("zero_stage2", tmp_path)
+    same_losses_pictures_and_export(tmp_path / "whole", tmp_path / "sharded")

@@ -49,7 +49,7 @@ class State:
         found = {f"weights.{name}": p.detach() for name, p in self.parameters.items()}
         found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(parameter, {})
+            moments = self.moments(parameter)
             found |= {f"{key}.{name}": _own(value, parameter) for key, value in moments.items() if value is not None}
         return {name: whole(tensor).cpu().contiguous() for name, tensor in found.items()}
 
@@ -65,22 +65,32 @@ class State:
                     self.average[name].copy_(like(value, self.average[name]))
                 else:
                     moments[name][kind] = value
+        self.put(moments)
+
+    def moments(self, parameter: Tensor) -> Mapping[str, Any]:
+        """What the optimizer keeps for a parameter."""
+        found: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
+        return found
+
+    def put(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Give complete moments, by the names of their parameters, to the optimizer."""
         for name, parameter in self.parameters.items():
-            self.optimizer.state[parameter] = {k: _placed(k, v, parameter) for k, v in moments[name].items()}
+            self.optimizer.state[parameter] = {k: self.placed(k, v, parameter) for k, v in moments[name].items()}
+
+    def placed(self, key: str, value: Tensor, parameter: Tensor) -> Any:
+        """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused, and the 8-bit one counts
+        with a plain number."""
+        if key != "step":
+            return like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+        if not value.is_floating_point():
+            return int(value)
+        return value.to(parameter.device) if self.optimizer.param_groups[0].get("fused") else value
 
 
 def _own(value: Any, parameter: Tensor) -> Tensor:
     """A moment; optimizers in 8 bits let parameters share tables, which safetensors does not write."""
     moment = torch.as_tensor(value)
     return moment if moment.shape == parameter.shape else moment.clone()
-
-
-def _placed(key: str, value: Tensor, parameter: Tensor) -> Any:
-    """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused, and the 8-bit one counts
-    with a plain number."""
-    if key == "step":
-        return value if value.is_floating_point() else int(value)
-    return like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 
 @dataclass(slots=True)

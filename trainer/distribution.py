@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from .loop import LoopConfig
 
+DEEPSPEED = "0.19.8"
+"""The version since which steps that are not finite are known to be skipped in fp32."""
+
 
 class Computes(Protocol):
     """What `Pass` needs of a task."""
@@ -56,6 +59,11 @@ def is_sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def is_zero() -> bool:
+    """Whether accelerate's launcher asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def is_main_process() -> bool:
     """Whether this is the process that writes; there is one for all machines."""
     return os.environ.get("RANK", "0") == "0"
@@ -72,32 +80,34 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """accelerate set up for a recipe: its precision and accumulation; processes and sharding are the launcher's.
 
     Raises:
-        SettingsError: the launcher asks for DeepSpeed, or the precision is not for this device.
+        SettingsError: the precision is not for this device, or DeepSpeed is asked for and missing or too old.
     """
-    from accelerate import Accelerator, DistributedType
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+    from accelerate.utils import (
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+        compare_versions,
+        is_deepspeed_available,
+    )
 
-    device = config.resolve_device()
+    device, zero = config.resolve_device(), is_zero()
     if config.precision == "fp16" and device.type == "cpu":
         raise SettingsError("The precision fp16 needs a GPU; choose bf16 or fp32 on a CPU.")
+    if zero and not (is_deepspeed_available() and compare_versions("deepspeed", ">=", DEEPSPEED)):
+        raise SettingsError(f"The launcher asks for DeepSpeed: `pip install 'deepspeed>={DEEPSPEED}'`.")
     # The state is shared by all accelerators of a process; a second run may have another precision or device.
     AcceleratorState._reset_state(reset_partial_state=process_count() == 1)
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
-        cpu=device.type == "cpu",
+    # Told to use a CPU, accelerate leaves DeepSpeed out; with a backend's name it finds the processes all the same.
+    over = {"backend": "gloo"} if zero and device.type == "cpu" else {}
+    return Accelerator(
+        mixed_precision="no" if zero or config.precision == "fp32" else config.precision,
+        cpu=device.type == "cpu" and not zero,
         device_placement=False,
         step_scheduler_with_optimizer=False,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation, sync_each_batch=False),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout), **over)],
     )
-    if accelerator.distributed_type is DistributedType.DEEPSPEED:
-        raise SettingsError(
-            "The launcher asks for DeepSpeed, which steps within the backward pass, so that no step could be skipped "
-            "and no run resumed exactly; trainer/accelerate/fsdp2.yaml shards the same as ZeRO-3, fsdp2-keep.yaml as "
-            "ZeRO-2."
-        )
-    return accelerator
 
 
 def gathered(accelerator: Accelerator, item: Any) -> list[Any]:

@@ -30,6 +30,7 @@ from .journal import Journal, Meter, Progress, write_run
 from .lock import Watch, held, leave
 from .loop_config import LoopConfig
 from .optimizers import build_optimizer
+from .zero import ZeroState, configure
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -163,6 +164,8 @@ class Run:
         """One optimizer step; returns the mean loss of this process's parts."""
         optimizer, losses = self.state.optimizer, []
         optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = self.config.lr_at(step)
         for part in _parts(step, self.config, self.accelerator):
             with _draws(self.config, step, part), self.accelerator.accumulate(self.model):
                 loss, figures = self.model(part)
@@ -172,8 +175,6 @@ class Run:
                 self.meter.add({"loss": losses[-1], **figures})
         norm = self.accelerator.clip_grad_norm_(self.state.parameters.values(), self.config.max_grad_norm)
         norm = float(whole(norm))
-        for group in optimizer.param_groups:
-            group["lr"] = self.config.lr_at(step)
         sound = self.guard.passes(norm, step, losses)
         if sound:
             self.meter.add({"grad_norm": norm})
@@ -221,6 +222,8 @@ class Run:
 
 def _prepare(task: Task, config: LoopConfig, accelerator: Accelerator) -> tuple[nn.Module, State]:
     """The task's loss as a module that is parallel, compiled and in the recipe's precision, and what it trains."""
+    from accelerate import DistributedType
+
     if config.tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     _compile(task, config)
@@ -229,11 +232,14 @@ def _prepare(task: Task, config: LoopConfig, accelerator: Accelerator) -> tuple[
     optimizer = build_optimizer(
         config.optimizer, trained, learning_rate=config.learning_rate, weight_decay=config.weight_decay
     )
+    zero = accelerator.distributed_type is DistributedType.DEEPSPEED
+    if zero:
+        configure(accelerator, module, config)
     model, optimizer = accelerator.prepare(module, optimizer)
     # Sharding puts other parameters in the place of those that were there.
     parameters = {name: p for name, p in module.trained.named_parameters() if p.requires_grad}
     average = {name: p.detach().clone() for name, p in parameters.items()} if config.ema else {}
-    return model, State(parameters, average, optimizer)
+    return model, (ZeroState if zero else State)(parameters, average, optimizer)
 
 
 def _compile(task: Task, config: LoopConfig) -> None:
