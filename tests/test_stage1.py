@@ -71,6 +71,12 @@ def test_the_student_starts_as_the_teacher_and_only_adapters_are_trained() -> No
     assert all(".lora_A." in name or ".lora_B." in name for name in trained)
 
 
+def test_adapters_are_not_trained_sharded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match=r"ddp\.yaml"):
+        make_task(photos)
+
+
 def test_adapters_start_from_the_given_generator_and_leave_the_global_one_alone() -> None:
     taggers = [(tiny_dape(), seed) for seed in (0, 0, 1)]
     before = torch.get_rng_state()

@@ -59,6 +59,19 @@ def is_sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def refuse_sharded_adapters() -> None:
+    """For what trains adapters.
+
+    Raises:
+        SettingsError: the launcher asks for FSDP.
+    """
+    if is_sharded():
+        raise SettingsError(
+            "The launcher shards the networks (FSDP), but adapters are merged on whole ones. They have few gradients, "
+            "so launch with trainer/accelerate/ddp.yaml."
+        )
+
+
 def is_zero() -> bool:
     """Whether accelerate's launcher asks for DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"

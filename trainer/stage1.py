@@ -33,7 +33,7 @@ from seesr_core.files import atomic_write
 from . import command
 from .cache import FrozenCache, network_key
 from .data import Photo, digest, fingerprint, read_photos, same_photos, seeded, write_skipped
-from .distribution import is_main_process
+from .distribution import is_main_process, refuse_sharded_adapters
 from .loop import flat, train
 from .losses import PromptLoss, prompt_loss
 from .pairs import check_groups, check_returns, given_pairs, make_crops, make_pairs
@@ -140,6 +140,7 @@ def train_dape(
 
     Raises:
         DataError: too few photos, or `out` holds another run.
+        SettingsError: the launcher shards the networks.
     """
     task = Stage1Task(config, teacher, vocabulary, photos, pool_folder=out / "pool", teacher_folder=out / "teacher")
     if is_main_process():
@@ -168,6 +169,7 @@ class Stage1Task:
         teacher_folder: Path | None = None,
     ) -> None:
         self.config, self.vocabulary = config, vocabulary
+        refuse_sharded_adapters()
         check_groups(config.loop, config.degradation_group)
         self.device = config.loop.resolve_device()
         self.size = teacher.config.swin.image_size

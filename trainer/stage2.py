@@ -34,7 +34,7 @@ from .adapters import merge_lora
 from .cache import FrozenCache, network_key
 from .data import Crops, Photo, by_image, digest, fingerprint, read_photos, write_skipped
 from .degradation import Pair
-from .distribution import is_main_process, is_sharded, whole
+from .distribution import is_main_process, refuse_sharded_adapters, whole
 from .loop import flat, train
 from .losses import noise_loss
 from .networks import Networks, build_networks
@@ -89,11 +89,8 @@ class Stage2Task:
         self._texts: FrozenCache | None = None
         self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
         check_groups(config.loop, config.degradation_group)
-        if config.trained == "lora" and is_sharded():
-            raise SettingsError(
-                "The launcher shards the networks (FSDP), but adapters are merged on whole ones. They have "
-                "few gradients, so launch with trainer/accelerate/ddp.yaml."
-            )
+        if config.trained == "lora":
+            refuse_sharded_adapters()
         self.device = config.loop.resolve_device()
         self.networks.to(self.device)
         self.acp = alphas_cumprod().to(self.device)
