@@ -24,7 +24,7 @@ from seesr_core.checkpoints.base import load_base
 from seesr_core.checkpoints.control import ControlParts, read_control, write_control
 from seesr_core.checkpoints.ram import read_dape
 from seesr_core.dape import prepare
-from seesr_core.errors import DataError, SettingsError
+from seesr_core.errors import DataError
 from seesr_core.rca import rca_parameters
 from seesr_core.schedule import alphas_cumprod
 from seesr_core.text import encode_prompts
