@@ -31,6 +31,7 @@ def options(**changes: Any) -> Command:
     return Command(recipe="paper", config=get_recipe(STAGE2_RECIPES, "paper"), **changes)
 
 
+@pytest.mark.slow
 def test_shapes_alone_tell_parameters_arithmetic_and_memory() -> None:
     recipe = get_recipe(STAGE2_RECIPES, "debug")
     found = count(recipe, unet=unet_config(), tagger=tagger_config(2, 64))

@@ -98,6 +98,7 @@ def cost(
     return sum(p.numel() for p in parameters if p.requires_grad), peak, flops
 
 
+@pytest.mark.slow
 def test_recomputing_activations_costs_arithmetic() -> None:
     plain, spared = (cost(unet_config(), SOFT_DIM, 16, bf16=False, checkpointing=value) for value in (False, True))
     assert plain[0] == spared[0]
