@@ -22,7 +22,9 @@ def choose_device(name: str = AUTO) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    # In this order: a name torch does not know; a backend it was built without (CUDA); one without operations here (MPS
+    # on another machine than a Mac); one whose package is missing (HPU).
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise SettingsError(f"There is no device {name!r} here: expected {', '.join(_devices())}.") from error
     return device
 

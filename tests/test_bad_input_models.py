@@ -258,7 +258,7 @@ def test_a_tagger_is_loaded_without_the_rest(complete: Path, tmp_path: Path) -> 
     assert len(vocabulary) == dape.config.num_tags == len(read_dape(tmp_path / "dape.safetensors")[1])
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "tpu"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "tpu", "hpu", "vulkan"])
 def test_a_device_that_is_not_here(name: str) -> None:
     with pytest.raises(SettingsError, match=f"There is no device '{name}' here: expected auto, cpu"):
         choose_device(name)

@@ -242,6 +242,14 @@ def test_pairs_are_encoded_once_and_drawn_anew(pairs: Path, tmp_path: Path) -> N
     assert all(torch.equal(one, other) for one, other in zip(batches(again, 12), plain, strict=True))
 
 
+def test_pairs_in_other_company_give_the_losses_to_rounding(pairs: Path) -> None:
+    fixed = replace(config(), fixed_crops=True)
+    plain = losses(stage2_task(pairs, fixed), 6)
+    task = stage2_task(pairs, replace(fixed, cache_pairs=True))
+    assert losses(task, 6) == pytest.approx(plain, rel=1e-5)
+    assert task._pairs.computed == 4
+
+
 @pytest.mark.parametrize("part", ["vae", "dape"])
 def test_pairs_of_other_networks_are_not_served(pairs: Path, tmp_path: Path, part: str) -> None:
     settings = replace(config(), fixed_crops=True, cache_pairs=True)

@@ -129,6 +129,7 @@ def _open_nameless(folder: Path) -> BinaryIO | None:
         with _unnamed(folder) as probe:
             _link(probe, folder / f".{uuid.uuid4().hex}").unlink()
         return _unnamed(folder)
+    # No O_TMPFILE (not Linux), no links to open files, or a file system without either.
     except (AttributeError, NotImplementedError, OSError):
         return None  # atomic_write says what is wrong with the folder, if anything is
 
