@@ -63,6 +63,17 @@ def test_a_tagger_equals_itself_and_beats_a_spoilt_one(photos: Path, vocabulary:
     assert spoilt["rows"]["DAPE"]["soft_prompt_mse"] > 2 * spoilt["rows"]["tagger"]["soft_prompt_mse"]
 
 
+def test_without_degradation_the_tagger_finds_all_its_words(
+    photos: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.evaluate.dape._degrade", lambda clean, *_: clean)
+    uneven = replace(vocabulary, thresholds=torch.linspace(0.3, 0.7, len(WORDS)))
+    found = robustness(tiny_dape(), tiny_dape(), uneven, read_photos(photos), options(photos))["rows"]["tagger"]
+    assert found["soft_prompt_mse"] == 0
+    for key in ("map_tags", "map_photos"):
+        assert found[key]["value"] == pytest.approx(100)
+
+
 def test_a_tagger_that_always_says_the_same_is_refused(photos: Path, vocabulary: Vocabulary) -> None:
     constant = replace(vocabulary, thresholds=torch.zeros(len(WORDS)))
     with pytest.raises(DataError, match="says the same of all"):

@@ -3,7 +3,9 @@
 Two questions, two tables:
 
 - *robustness*: the tagger's own words on the clean photo are the truth; how well do the tagger and DAPE find them on
-  the degraded photo? Only tags that the tagger believes (score above threshold) on some photos, not all, can tell.
+  the degraded photo? Tags are ranked by how far they are above their own thresholds, as the tagger chooses them; by
+  the bare score not even the clean photo would find all its words first. Over tags only those count that the tagger
+  believes on some photos, not all.
 - *labels*: human words are the truth; how well does the tagger rank them, against a baseline that always gives the
   words' frequencies in training? A word that nobody wrote down is unknown rather than absent but has to count as absent
   here, so all these figures, the baseline's included, are too low rather than too high.
@@ -125,7 +127,9 @@ def robustness(
         raise DataError("The tagger says the same of all clean photos, so there is nothing to rank; give more photos.")
     rows = {"tagger": run_tagger(tagger, lr), "DAPE": run_tagger(dape, lr)}
     positive = believed.repeat(options.repeats, 1)
-    precision = precision_rows({name: row.logits_BN for name, row in rows.items()}, positive, telling, weights)
+    bounds = vocabulary.thresholds.logit(eps=1e-6)
+    scores = {name: row.logits_BN - bounds for name, row in rows.items()}
+    precision = precision_rows(scores, positive, telling, weights)
     target = truth.tokens_BLD.repeat(options.repeats, 1, 1)
     errors = {name: F.mse_loss(row.tokens_BLD, target).item() for name, row in rows.items()}
     return {
