@@ -44,6 +44,11 @@ class TaggerConfig:
     min_crop: float = 0.64
     """Smallest area of a random crop, as a share of the photo. Smaller crops of small photos would be enlarged, and a
     tagger brought up on enlarged photos looks past fine detail."""
+    jitter: float = 0.4
+    """Brightness, contrast and saturation are multiplied by factors up to this far from 1."""
+    channel_shuffle: float = 0.8
+    """Probability that a crop's colour channels are put in random order. A tagger that may go by colours hardly looks
+    at the detail that degradation destroys."""
     focus: float = 1.0
     """Exponent by which easy negatives are weighted down."""
 
@@ -146,8 +151,8 @@ class TaggerTask:
         return head + linear, {"head": head.item(), "linear": linear.item()}
 
     def _crop(self, index: int, generator: torch.Generator) -> Tensor:
-        """Random resized crop, flip and brightness/contrast/colour jitter; normalised (3, size, size)."""
-        u = torch.rand(8, generator=generator).tolist()
+        """Random resized crop, flip, order of channels and jitter of colours; normalised (3, size, size)."""
+        u = torch.rand(9, generator=generator).tolist()
         image = self.images[index]
         area, aspect = self.config.min_crop + (1 - self.config.min_crop) * u[0], 2 ** (u[1] - 0.5)
         height, width = image.shape[1:]
@@ -156,19 +161,20 @@ class TaggerTask:
         patch = image[None, :, top : top + h, left : left + w].float().div(255)
         patch = F.interpolate(patch, (self.config.image_size,) * 2, mode="bilinear", antialias=True)
         patch = patch.flip(3) if u[4] < 0.5 else patch
-        return normalize(_jitter(patch, *u[5:]))[0]
+        patch = patch[:, torch.randperm(3, generator=generator)] if u[8] < self.config.channel_shuffle else patch
+        return normalize(_jitter(patch, *(1 + self.config.jitter * (2 * draw - 1) for draw in u[5:8])))[0]
 
     def sample(self, folder: Path, step: int) -> None:
         """A tagger draws no pictures; its figures are in the log and in the report."""
 
 
 def _jitter(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """Each of the three factors in [0, 1] stands for 0.8 … 1.2."""
-    image = image * (0.8 + 0.4 * brightness)
+    """Each of the three is a factor, of which 1 changes nothing."""
+    image = image * brightness
     mean = image.mean((2, 3), keepdim=True).mean(1, keepdim=True)
-    image = mean + (image - mean) * (0.8 + 0.4 * contrast)
+    image = mean + (image - mean) * contrast
     grey = image.mean(1, keepdim=True)
-    return (grey + (image - grey) * (0.8 + 0.4 * saturation)).clamp(0, 1)
+    return (grey + (image - grey) * saturation).clamp(0, 1)
 
 
 def asymmetric_loss(logits: Tensor, target: Tensor, focus: float, margin: float = 0.05) -> Tensor:
