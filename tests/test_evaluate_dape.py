@@ -13,7 +13,18 @@ from seesr_core.checkpoints.ram import write_dape
 from seesr_core.dape import DAPE, Vocabulary
 from seesr_core.errors import DataError
 from trainer.data import read_photos
-from trainer.evaluate.dape import Options, evaluate, labels, main, photos_to_show, robustness, run_tagger, table
+from trainer.evaluate.dape import (
+    Options,
+    degraded_labels,
+    evaluate,
+    labels,
+    look,
+    main,
+    photos_to_show,
+    robustness,
+    run_tagger,
+    table,
+)
 
 from .dape_nets import CONFIG, images, tiny_dape
 from .tiny_model import photo
@@ -54,8 +65,10 @@ def blinder(dape: DAPE, amount: float) -> DAPE:
 
 def test_a_tagger_equals_itself_and_beats_a_spoilt_one(photos: Path, vocabulary: Vocabulary) -> None:
     tagger = tiny_dape()
-    same = robustness(tagger, tagger, vocabulary, read_photos(photos), options(photos))
-    spoilt = robustness(tagger, blinder(tagger, 1.0), vocabulary, read_photos(photos), options(photos))
+    same, spoilt = (
+        robustness(look(tagger, dape, read_photos(photos), options(photos)), vocabulary, options(photos))
+        for dape in (tagger, blinder(tagger, 1.0))
+    )
     assert same["rows"]["difference"]["map_tags"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert same["rows"]["tagger"] == same["rows"]["DAPE"] == spoilt["rows"]["tagger"]
     for key in ("map_tags", "map_photos"):
@@ -68,7 +81,8 @@ def test_without_degradation_the_tagger_finds_all_its_words(
 ) -> None:
     monkeypatch.setattr("trainer.evaluate.dape._degrade", lambda clean, *_: clean)
     uneven = replace(vocabulary, thresholds=torch.linspace(0.3, 0.7, len(WORDS)))
-    found = robustness(tiny_dape(), tiny_dape(), uneven, read_photos(photos), options(photos))["rows"]["tagger"]
+    looks = look(tiny_dape(), tiny_dape(), read_photos(photos), options(photos))
+    found = robustness(looks, uneven, options(photos))["rows"]["tagger"]
     assert found["soft_prompt_mse"] == 0
     for key in ("map_tags", "map_photos"):
         assert found[key]["value"] == pytest.approx(100)
@@ -77,7 +91,7 @@ def test_without_degradation_the_tagger_finds_all_its_words(
 def test_a_tagger_that_always_says_the_same_is_refused(photos: Path, vocabulary: Vocabulary) -> None:
     constant = replace(vocabulary, thresholds=torch.zeros(len(WORDS)))
     with pytest.raises(DataError, match="says the same of all"):
-        robustness(tiny_dape(), tiny_dape(), constant, read_photos(photos), options(photos))
+        robustness(look(tiny_dape(), tiny_dape(), read_photos(photos), options(photos)), constant, options(photos))
 
 
 def test_frequency_baseline(photos: Path, vocabulary: Vocabulary) -> None:
@@ -92,6 +106,22 @@ def test_frequency_baseline(photos: Path, vocabulary: Vocabulary) -> None:
     assert rare["tags"] == 1
     unknown = replace(vocabulary, tags=("x",) * 11)
     assert "absent" in labels(tiny_dape(), unknown, read_photos(photos), [], options(photos))
+
+
+def test_human_words_on_degraded_photos_are_ranked_as_on_clean_ones(
+    photos: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.evaluate.dape._degrade", lambda clean, *_: clean)
+    listed = read_photos(photos)
+    looks = look(tiny_dape(), blinder(tiny_dape(), 1.0), listed, options(photos))
+    found = degraded_labels(looks, vocabulary, listed, options(photos))
+    clean = labels(tiny_dape(), vocabulary, listed, [], options(photos))
+    assert (found["photos"], found["tags"]) == (7, 2)
+    for key in ("map_tags", "map_photos"):
+        assert found["rows"]["tagger"][key]["value"] == pytest.approx(clean["rows"]["tagger"][key]["value"])
+    assert found["rows"]["DAPE"]["map_tags"] != found["rows"]["tagger"]["map_tags"]
+    unknown = replace(vocabulary, tags=("x",) * 11)
+    assert "absent" in degraded_labels(looks, unknown, listed, options(photos))
 
 
 def test_photos_kept_out_of_training_join_and_the_others_give_frequencies(photos: Path, vocabulary: Vocabulary) -> None:

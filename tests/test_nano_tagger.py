@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def tagger(size: int) -> DAPE:
     return model.eval()
 
 
-def colours(folder: Path, **changes: float) -> Tensor:
+def colours(folder: Path, **changes: Any) -> Tensor:
     """The colour of one evenly coloured photo in forty views of it in training (40, 3)."""
     Image.new("RGB", (64, 64), (160, 120, 80)).save(folder / "p.png")
     config = replace(NANO_RECIPES["debug"]().tagger, **changes)

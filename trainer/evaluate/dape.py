@@ -1,6 +1,6 @@
 """`python -m trainer.evaluate.dape`: is the tagger any good, and what does stage 1 add on degraded photos?
 
-Two questions, two tables:
+Three questions, three tables:
 
 - *robustness*: the tagger's own words on the clean photo are the truth; how well do the tagger and DAPE find them on
   the degraded photo? Tags are ranked by how far they are above their own thresholds, as the tagger chooses them; by
@@ -9,6 +9,7 @@ Two questions, two tables:
 - *labels*: human words are the truth; how well does the tagger rank them, against a baseline that always gives the
   words' frequencies in training? A word that nobody wrote down is unknown rather than absent but has to count as absent
   here, so all these figures, the baseline's included, are too low rather than too high.
+- *degraded labels*: human words are the truth; how well do the tagger and DAPE rank them on the degraded photo?
 
 Mean average precision comes over tags (each ranks the photos; a constant tagger gets the share of positives) and over
 photos (each ranks the tags; here the frequency baseline is strong). Intervals are 95 % bootstrap over photos.
@@ -80,7 +81,7 @@ class Options:
 
 
 def evaluate(options: Options) -> dict[str, Any]:
-    """Both tables; writes and returns the report.
+    """All tables; writes and returns the report.
 
     Raises:
         SeeSRError: files that cannot be used, or taggers with different words.
@@ -90,10 +91,13 @@ def evaluate(options: Options) -> dict[str, Any]:
     if words.tags != vocabulary.tags:
         raise DataError(f"{options.tagger} and {options.dape} know different words; give a tagger and its own DAPE.")
     photos, training = photos_to_show(options)
+    degraded_photos = photos[: options.limit or None]
+    looks = look(tagger, dape, degraded_photos, options)
     report = {
         "settings": {"seed": options.seed, "repeats": options.repeats, "resamples": options.resamples},
-        "robustness": robustness(tagger, dape, vocabulary, photos[: options.limit or None], options),
+        "robustness": robustness(looks, vocabulary, options),
         "labels": labels(tagger, vocabulary, photos, training, options),
+        "degraded_labels": degraded_labels(looks, vocabulary, degraded_photos, options),
     }
     write_json(options.json, report)
     return report
@@ -106,34 +110,51 @@ def photos_to_show(options: Options) -> tuple[list[Photo], list[Photo]]:
     return [*read_photos(options.photos), *kept], training
 
 
+@dataclass(kw_only=True, slots=True)
+class Looks:
+    """What the tagger makes of N clean photos, and what it and DAPE make of `repeats` degradations of each."""
+
+    clean: DAPEOutput
+    """The tagger on the clean photos, N rows."""
+    degraded: dict[str, DAPEOutput]
+    """Tagger and DAPE on the degraded ones, repeats · N rows: all photos degraded once, then all again."""
+
+
 @torch.no_grad()
-def robustness(
-    tagger: DAPE, dape: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], options: Options
-) -> dict[str, Any]:
-    """Tagger and DAPE on degraded photos, against the tagger's own words on the clean ones."""
+def look(tagger: DAPE, dape: DAPE, photos: Sequence[Photo], options: Options) -> Looks:
+    """Degrade the photos and let both look at them."""
     size = tagger.config.swin.image_size
     clean = [load_rgb(photo.path) for photo in photos]
-    truth = run_tagger(tagger, [tagger_input(image, size) for image in clean])
     names = [photo.path.name for photo in photos]
     lr = [
         tagger_input(image, size)
         for repeat in range(options.repeats)
         for image in _degrade(clean, names, repeat, options)
     ]
-    weights = resamples(len(photos), options.resamples, seeded(options.seed, _STREAM)).repeat(1, options.repeats)
-    believed = truth.logits_BN.sigmoid() > vocabulary.thresholds
+    return Looks(
+        clean=run_tagger(tagger, [tagger_input(image, size) for image in clean]),
+        degraded={"tagger": run_tagger(tagger, lr), "DAPE": run_tagger(dape, lr)},
+    )
+
+
+def robustness(looks: Looks, vocabulary: Vocabulary, options: Options) -> dict[str, Any]:
+    """Tagger and DAPE on degraded photos, against the tagger's own words on the clean ones.
+
+    Raises:
+        DataError: the tagger says the same of all clean photos.
+    """
+    believed = looks.clean.logits_BN.sigmoid() > vocabulary.thresholds
     telling = believed.any(0) & ~believed.all(0)
     if not telling.any():
         raise DataError("The tagger says the same of all clean photos, so there is nothing to rank; give more photos.")
-    rows = {"tagger": run_tagger(tagger, lr), "DAPE": run_tagger(dape, lr)}
-    positive = believed.repeat(options.repeats, 1)
+    weights = resamples(len(believed), options.resamples, seeded(options.seed, _STREAM)).repeat(1, options.repeats)
     bounds = vocabulary.thresholds.logit(eps=1e-6)
-    scores = {name: row.logits_BN - bounds for name, row in rows.items()}
-    precision = precision_rows(scores, positive, telling, weights)
-    target = truth.tokens_BLD.repeat(options.repeats, 1, 1)
-    errors = {name: F.mse_loss(row.tokens_BLD, target).item() for name, row in rows.items()}
+    scores = {name: row.logits_BN - bounds for name, row in looks.degraded.items()}
+    precision = precision_rows(scores, believed.repeat(options.repeats, 1), telling, weights)
+    target = looks.clean.tokens_BLD.repeat(options.repeats, 1, 1)
+    errors = {name: F.mse_loss(row.tokens_BLD, target).item() for name, row in looks.degraded.items()}
     return {
-        "photos": len(photos),
+        "photos": len(believed),
         "tags": int(telling.sum()),
         "rows": {name: {**figures, "soft_prompt_mse": errors.get(name)} for name, figures in precision.items()},
     }
@@ -185,24 +206,48 @@ def labels(
     tagger: DAPE, vocabulary: Vocabulary, photos: Sequence[Photo], training: Sequence[Photo], options: Options
 ) -> dict[str, Any]:
     """The tagger against human words on photos that it never saw, beside the words' frequencies in `training`."""
-    known = set(vocabulary.tags)
-    shown = [photo for photo in photos if known.intersection(photo.tags)]
+    shown = [photos[index] for index in _with_words(photos, vocabulary)]
     if not shown:
-        return {"absent": f"no photo of {options.photos} carries a word that the tagger knows"}
-    positive = targets(shown, vocabulary.tags).bool()
+        return _no_words(options)
     frequency = targets(training or shown, vocabulary.tags).mean(0).expand(len(shown), -1)
-    weights = resamples(len(shown), options.resamples, seeded(options.seed, _STREAM, 1))
+    table = _label_rows({"tag frequency": frequency, "tagger": predict(tagger, shown)}, shown, vocabulary, options)
+    return table | {"frequencies_of": "training photos" if training else "the same photos (kind to the baseline)"}
+
+
+def degraded_labels(looks: Looks, vocabulary: Vocabulary, photos: Sequence[Photo], options: Options) -> dict[str, Any]:
+    """Tagger and DAPE on the degraded `photos` that they looked at, against human words."""
+    with_words = _with_words(photos, vocabulary)
+    if not with_words:
+        return _no_words(options)
+    rows = [repeat * len(photos) + index for repeat in range(options.repeats) for index in with_words]
+    scores = {name: output.logits_BN[rows] for name, output in looks.degraded.items()}
+    return _label_rows(scores, [photos[index] for index in with_words], vocabulary, options, repeats=options.repeats)
+
+
+def _with_words(photos: Sequence[Photo], vocabulary: Vocabulary) -> list[int]:
+    known = set(vocabulary.tags)
+    return [index for index, photo in enumerate(photos) if known.intersection(photo.tags)]
+
+
+def _no_words(options: Options) -> dict[str, Any]:
+    return {"absent": f"no photo of {options.photos} carries a word that the tagger knows"}
+
+
+def _label_rows(
+    scores: dict[str, Tensor], shown: Sequence[Photo], vocabulary: Vocabulary, options: Options, *, repeats: int = 1
+) -> dict[str, Any]:
+    """Scores (repeats · photos, words) against the words of the photos shown."""
+    positive = targets(shown, vocabulary.tags).bool()
     telling = positive.sum(0) >= min(options.min_photos, len(shown))
     if not telling.any():
         return {"absent": f"no word is on {options.min_photos} of {len(shown)} photos"}
-    rows = precision_rows({"tag frequency": frequency, "tagger": predict(tagger, shown)}, positive, telling, weights)
+    weights = resamples(len(shown), options.resamples, seeded(options.seed, _STREAM, 1)).repeat(1, repeats)
     return {
         "photos": len(shown),
         "tags": int(telling.sum()),
         "words_per_photo": positive.sum(1).float().mean().item(),
-        "frequencies_of": "training photos" if training else "the same photos (kind to the baseline)",
         "note": "a word that is not written down counts as absent although it is unknown",
-        "rows": rows,
+        "rows": precision_rows(scores, positive.repeat(repeats, 1), telling, weights),
     }
 
 
@@ -214,12 +259,13 @@ _COLUMNS = (
 
 
 def table(report: dict[str, Any]) -> str:
-    """Both tables as Markdown."""
-    return (
-        section("degraded", report["robustness"], _COLUMNS)
-        + "\n"
-        + section("human words", report["labels"], _COLUMNS[:2])
+    """All tables as Markdown."""
+    sections = (
+        section("degraded", report["robustness"], _COLUMNS),
+        section("human words", report["labels"], _COLUMNS[:2]),
+        section("degraded, human words", report["degraded_labels"], _COLUMNS[:2]),
     )
+    return "\n".join(sections)
 
 
 def section(title: str, part: dict[str, Any], columns: Sequence[Column]) -> str:
