@@ -210,8 +210,8 @@ def labels(
     if not shown:
         return _no_words(options)
     frequency = targets(training or shown, vocabulary.tags).mean(0).expand(len(shown), -1)
-    table = _label_rows({"tag frequency": frequency, "tagger": predict(tagger, shown)}, shown, vocabulary, options)
-    return table | {"frequencies_of": "training photos" if training else "the same photos (kind to the baseline)"}
+    found = _label_rows({"tag frequency": frequency, "tagger": predict(tagger, shown)}, shown, vocabulary, options)
+    return found | {"frequencies_of": "training photos" if training else "the same photos (kind to the baseline)"}
 
 
 def degraded_labels(looks: Looks, vocabulary: Vocabulary, photos: Sequence[Photo], options: Options) -> dict[str, Any]:
