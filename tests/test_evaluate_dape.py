@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from seesr_core.checkpoints.ram import write_dape
-from seesr_core.dape import DAPE, Vocabulary
+from seesr_core.dape import DAPE, DAPEOutput, Vocabulary
 from seesr_core.errors import DataError
 from trainer.data import read_photos
 from trainer.evaluate.dape import (
+    Looks,
     Options,
     degraded_labels,
     evaluate,
@@ -25,6 +27,7 @@ from trainer.evaluate.dape import (
     run_tagger,
     table,
 )
+from trainer.nano.tagger import targets
 
 from .dape_nets import CONFIG, images, tiny_dape
 from .tiny_model import photo
@@ -76,16 +79,22 @@ def test_a_tagger_equals_itself_and_beats_a_spoilt_one(photos: Path, vocabulary:
     assert spoilt["rows"]["DAPE"]["soft_prompt_mse"] > 2 * spoilt["rows"]["tagger"]["soft_prompt_mse"]
 
 
-def test_without_degradation_the_tagger_finds_all_its_words(
-    photos: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.evaluate.dape._degrade", lambda clean, *_: clean)
+def seen_alike(output: DAPEOutput, repeats: int, **others: Tensor) -> Looks:
+    """A tagger to which a degraded photo looks as a clean one, and rivals with logits of their own."""
+    tokens, logits = (torch.cat([part] * repeats) for part in output)
+    rivals = {name: DAPEOutput(tokens, torch.cat([other] * repeats)) for name, other in others.items()}
+    return Looks(clean=output, degraded={"tagger": DAPEOutput(tokens, logits), **rivals})
+
+
+def test_without_degradation_the_tagger_finds_all_its_words(photos: Path, vocabulary: Vocabulary) -> None:
     uneven = replace(vocabulary, thresholds=torch.linspace(0.3, 0.7, len(WORDS)))
-    looks = look(tiny_dape(), tiny_dape(), read_photos(photos), options(photos))
-    found = robustness(looks, uneven, options(photos))["rows"]["tagger"]
-    assert found["soft_prompt_mse"] == 0
+    with torch.no_grad():
+        output = tiny_dape()(images(6))
+    found = robustness(seen_alike(output, 2, DAPE=-output.logits_BN), uneven, options(photos))["rows"]
+    assert found["tagger"]["soft_prompt_mse"] == 0
     for key in ("map_tags", "map_photos"):
-        assert found[key]["value"] == pytest.approx(100)
+        assert found["tagger"][key]["value"] == pytest.approx(100)
+        assert found["DAPE"][key]["value"] < 90
 
 
 def test_a_tagger_that_always_says_the_same_is_refused(photos: Path, vocabulary: Vocabulary) -> None:
@@ -108,18 +117,16 @@ def test_frequency_baseline(photos: Path, vocabulary: Vocabulary) -> None:
     assert "absent" in labels(tiny_dape(), unknown, read_photos(photos), [], options(photos))
 
 
-def test_human_words_on_degraded_photos_are_ranked_as_on_clean_ones(
-    photos: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.evaluate.dape._degrade", lambda clean, *_: clean)
+def test_human_words_on_degraded_photos(photos: Path, vocabulary: Vocabulary) -> None:
     listed = read_photos(photos)
-    looks = look(tiny_dape(), blinder(tiny_dape(), 1.0), listed, options(photos))
+    right = targets(listed, WORDS)
+    looks = seen_alike(DAPEOutput(torch.zeros(8, 1, 1), right), 2, DAPE=-right)
     found = degraded_labels(looks, vocabulary, listed, options(photos))
-    clean = labels(tiny_dape(), vocabulary, listed, [], options(photos))
+    # Seven photos carry words that the tagger knows. Reversed, all of a word rank last: their share, as for a constant.
     assert (found["photos"], found["tags"]) == (7, 2)
     for key in ("map_tags", "map_photos"):
-        assert found["rows"]["tagger"][key]["value"] == pytest.approx(clean["rows"]["tagger"][key]["value"])
-    assert found["rows"]["DAPE"]["map_tags"] != found["rows"]["tagger"]["map_tags"]
+        assert found["rows"]["tagger"][key]["value"] == pytest.approx(100)
+    assert found["rows"]["DAPE"]["map_tags"]["value"] == pytest.approx(100 * (4 / 7 + 6 / 7) / 2)
     unknown = replace(vocabulary, tags=("x",) * 11)
     assert "absent" in degraded_labels(looks, unknown, listed, options(photos))
 
