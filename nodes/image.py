@@ -10,11 +10,18 @@ from comfy_api.latest import io
 from PIL.Image import Image
 from torch import Tensor
 
-from ..seesr_core.color import COLOR_FIXES, ColorFix
 from ..seesr_core.errors import ImageError
-from ..seesr_core.image import finish, prepare, to_pil, to_u8
+from ..seesr_core.method.color import COLOR_FIXES, ColorFix
+from ..seesr_core.pictures.sizes import finish, prepare, to_pil, to_u8
 from ..seesr_core.settings import MAX_SCALE
-from .schema import ADVANCED, channels_first, is_finite, make_schema, unit_range, view_channels_first
+from .schema import (
+    ADVANCED,
+    channels_first,
+    is_finite,
+    make_schema,
+    unit_range,
+    view_channels_first,
+)
 
 
 def scale_input() -> io.Float.Input:

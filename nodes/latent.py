@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..seesr_core.schedule import LAST_TIMESTEP, SPACINGS, TRAIN_TIMESTEPS, Spacing, timesteps
+from ..seesr_core.method.schedule import LAST_TIMESTEP, SPACINGS, TRAIN_TIMESTEPS, Spacing, timesteps
 from .host.noise import LRENoise
 from .host.noise_levels import NoiseLevels
 from .host.vae import encode_image

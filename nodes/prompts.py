@@ -8,8 +8,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..seesr_core.dape.vocabulary import Language
+from ..seesr_core.method.text import compose_prompt
 from ..seesr_core.settings import UpscaleSettings
-from ..seesr_core.text import compose_prompt
 from .host.report import warn_on_node
 from .schema import DAPEType, SoftPromptType, make_schema
 

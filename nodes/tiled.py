@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..seesr_core.tiling import WINDOWS, Window
+from ..seesr_core.tiling.grid import WINDOWS, Window
 from .host.sampler import sample
-from .host.tiles import TileSettings, tile_model
+from .host.tiling.tiles import TileSettings, tile_model
 from .schema import make_schema
 
 MIN_TILE, MAX_TILE = 64, 65536

@@ -10,11 +10,11 @@ import comfy.samplers
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..seesr_core.color import ColorFix
+from ..seesr_core.method.color import ColorFix
 from ..seesr_core.settings import UpscaleSettings
 from .apply import apply_seesr
 from .host.sampler import sample
-from .host.tiles import TileSettings, tile_model
+from .host.tiling.tiles import TileSettings, tile_model
 from .host.vae import decode_latent
 from .image import color_fix_input, finish_images, prepare_levels, scale_input
 from .latent import latent_init, schedule_sigmas, seed_input, start_timestep_input

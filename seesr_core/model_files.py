@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .checkpoints import sources
-from .checkpoints.detect import FileKind, Kind, detect
-from .checkpoints.sources import Source
 from .errors import WeightsError
+from .formats import sources
+from .formats.detect import FileKind, Kind, detect
+from .formats.sources import Source
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints.base import Base, load_base
-from .checkpoints.control import ControlParts, read_control, read_published
-from .checkpoints.metadata import as_dtype
-from .checkpoints.ram import read_dape, read_ram
-from .checkpoints.tensorfile import read_header
 from .dape import DAPE, Vocabulary
-from .devices import AUTO, choose_device, choose_dtype
 from .errors import SettingsError, WeightsError
-from .memory import require_memory
+from .formats.base import Base, load_base
+from .formats.control import ControlParts, read_control, read_published
+from .formats.metadata import as_dtype
+from .formats.ram import read_dape, read_ram
+from .formats.tensorfile import read_header
 from .model_files import NANO, TAG_LISTS, ModelFiles, TaggerFiles, find_model, find_tagger
+from .runtime.devices import AUTO, choose_device, choose_dtype
+from .runtime.memory import require_memory
 from .settings import UpscaleSettings
 
 log = logging.getLogger(__name__)
@@ -146,14 +146,14 @@ def _plain(value: Any) -> Any:
 
 
 def _unet(files: ModelFiles, base: Base, control: ControlParts, dtype: torch.dtype) -> Any:
-    from .prior import build_unet
+    from .method.unet import build_unet
 
     state = {**base.unet_state, **control.rca_state}
     return _filled(lambda: build_unet(base.unet_config, context_dim=control.context_dim), state, dtype, files.base)
 
 
 def _controlnet(files: ModelFiles, control: ControlParts, dtype: torch.dtype) -> Any:
-    from .control import build_controlnet
+    from .method.controlnet import build_controlnet
 
     return _filled(
         lambda: build_controlnet(control.controlnet_config, context_dim=control.context_dim),

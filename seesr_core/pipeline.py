@@ -16,20 +16,20 @@ from PIL import Image
 from torch import Tensor
 
 from .dape import Tag, prepare
-from .denoiser import PIXELS_PER_LATENT, Denoiser
 from .errors import ImageError
-from .image import Picture, Sizes, as_rgb, finish, prepare_size, to_tensor
-from .image import prepare as prepare_image
-from .memory import Meter, one_sentence_when_exhausted
+from .method.denoiser import PIXELS_PER_LATENT, Denoiser
+from .method.sampling import StepNoise, sample, start_latent
+from .method.text import compose_prompt, encode_prompts
 from .models import Models
-from .placement import PictureVAE, PlacedDenoiser
-from .planning import count_tiles, default_tile_batch, require_resources
+from .pictures.sizes import Picture, Sizes, as_rgb, finish, prepare_size, to_tensor
+from .pictures.sizes import prepare as prepare_image
 from .report import Report
-from .sampling import StepNoise, sample, start_latent
+from .runtime.memory import Meter, one_sentence_when_exhausted
+from .runtime.planning import count_tiles, default_tile_batch, require_resources
 from .settings import UpscaleSettings
-from .text import compose_prompt, encode_prompts
-from .tiling import TiledDenoiser
-from .vae_tiling import decode_tiled, encode_tiled
+from .tiling.autoencoder import decode_tiled, encode_tiled
+from .tiling.grid import TiledDenoiser
+from .tiling.runner import PictureVAE, PlacedDenoiser
 
 Progress = Callable[[int, int], None]
 """Told how many of how many network calls of the sampling are done."""

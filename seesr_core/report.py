@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .dape import Tag
-from .image import Sizes
-from .memory import Phase
+from .pictures.sizes import Sizes
+from .runtime.memory import Phase
 from .settings import UpscaleSettings
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .color import COLOR_FIXES, ColorFix
 from .errors import SettingsError
-from .image import MULTIPLE
-from .sampling import SOLVERS, START_POINTS, Solver, StartPoint
-from .schedule import LAST_TIMESTEP, SPACINGS, Spacing, timesteps
+from .method.color import COLOR_FIXES, ColorFix
+from .method.sampling import SOLVERS, START_POINTS, Solver, StartPoint
+from .method.schedule import LAST_TIMESTEP, SPACINGS, Spacing, timesteps
+from .pictures.sizes import MULTIPLE
 
 MAX_SCALE = 64.0
 MAX_SEED = 2**63 - 1

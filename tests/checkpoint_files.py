@@ -1,4 +1,4 @@
-"""Small weights files and networks for the tests of `seesr_core.checkpoints`."""
+"""Small weights files and networks for the tests of `seesr_core.formats`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seesr_core.checkpoints.sd import TokenizerFiles
+from seesr_core.formats.sd import TokenizerFiles
 
 SD2_UNET: dict[str, Any] = {
     "block_out_channels": [320, 640, 1280, 1280],

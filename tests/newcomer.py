@@ -163,7 +163,7 @@ def _hub(shop: Path, manifest: Path, *, small: bool) -> Iterator[Variables]:
 
 def relaxed(url: str, *, small: bool) -> dict[str, Any]:
     """The manifest without the hashes of the published files, its plain URLs on this machine."""
-    from seesr_core.weights.manifest import MANIFEST
+    from seesr_core.install.manifest import MANIFEST
 
     manifest: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
     for layout in (layout for asset in manifest["assets"] for layout in asset["layouts"].values()):
@@ -228,7 +228,7 @@ def _make(size: str, shop: str, what: str) -> int:
 def _command(manifest: str, *words: str) -> int:
     """`python -m seesr_core` with another manifest."""
     from seesr_core.cli import main as cli
-    from seesr_core.weights.manifest import load_manifest
+    from seesr_core.install.manifest import load_manifest
 
     load_manifest.__defaults__ = (Path(manifest),)
     return cli.main(words)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seesr_core.checkpoints.ldm import unet_to_ldm
-from seesr_core.checkpoints.sd import TokenizerFiles
+from seesr_core.formats.ldm import unet_to_ldm
+from seesr_core.formats.sd import TokenizerFiles
+from seesr_core.formats.stream import Slot, ordered, write_stream
 from seesr_core.model_files import TAG_LISTS
-from seesr_core.weights.stream import Slot, ordered, write_stream
 
 from .checkpoint_files import SD2_UNET, tokenizer_files, unet_config
 from .dape_nets import CONFIG
@@ -243,14 +243,14 @@ def write_full_ram(folder: Path) -> None:
 
 
 def _unet_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    from seesr_core.prior import build_unet
+    from seesr_core.method.unet import build_unet
 
     with torch.device("meta"):
         return _shapes(build_unet(sizes.unet, context_dim=sizes.soft_width))
 
 
 def _controlnet_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    from seesr_core.control import build_controlnet
+    from seesr_core.method.controlnet import build_controlnet
 
     with torch.device("meta"):
         return _shapes(build_controlnet(sizes.unet, context_dim=sizes.soft_width))

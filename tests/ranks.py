@@ -29,14 +29,14 @@ import torch._dynamo
 import torch.distributed.tensor
 from torch import Tensor, nn
 
-import trainer.loop
+import trainer.engine.loop
 from seesr_core.errors import SeeSRError
-from trainer.checkpoints import Checkpoints, State
-from trainer.data import by_image, read_photos, seeded
-from trainer.distribution import make_accelerator
-from trainer.loop import LoopConfig, train
-from trainer.stage2 import train_control
-from trainer.zero import ZeroState
+from trainer.data.crops import by_image, read_photos, seeded
+from trainer.engine.checkpoints import Checkpoints, State
+from trainer.engine.distribution import make_accelerator
+from trainer.engine.loop import LoopConfig, train
+from trainer.engine.zero import ZeroState
+from trainer.stage2.task import train_control
 
 from .golden import ROOT
 from .stage2_nets import config, small_networks
@@ -163,7 +163,7 @@ def _as_fsdp2(action: Callable[[], object], blocks: Sequence[str] = ()) -> None:
         return result
 
     with (
-        mock.patch.object(trainer.loop, "make_accelerator", sharding),
+        mock.patch.object(trainer.engine.loop, "make_accelerator", sharding),
         mock.patch.object(Accelerator, "prepare", prepared),
     ):
         action()
@@ -215,7 +215,7 @@ def _as_zero(action: Callable[[], object], stage: int = 2) -> None:
         return state
 
     os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": f"{stage}"}
-    with mock.patch.object(trainer.loop, "ZeroState", side_effect=halved) as made:
+    with mock.patch.object(trainer.engine.loop, "ZeroState", side_effect=halved) as made:
         action()
     assert made.called
 

@@ -29,8 +29,8 @@ def unet_config(**changes: Any) -> dict[str, Any]:
 
 def seeded_networks(seed: int = 0) -> tuple[Any, Any]:
     """U-Net and ControlNet with RCA, random from `seed`; the ControlNet's output convolutions are not zero."""
-    from seesr_core.control import controlnet_from_unet
-    from seesr_core.prior import build_unet
+    from seesr_core.method.controlnet import controlnet_from_unet
+    from seesr_core.method.unet import build_unet
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from seesr_core.errors import SettingsError
-from trainer.distribution import is_zero, make_accelerator
-from trainer.zero import configure
+from trainer.engine.distribution import is_zero, make_accelerator
+from trainer.engine.zero import configure
 
 from .golden import ROOT
 from .ranks import TOY

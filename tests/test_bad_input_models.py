@@ -13,13 +13,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from seesr_core.checkpoints.ram import read_dape
-from seesr_core.checkpoints.sd import plain_config
-from seesr_core.devices import choose_device, choose_dtype
 from seesr_core.errors import ResourceError, SettingsError, WeightsError
+from seesr_core.formats.ram import read_dape
+from seesr_core.formats.sd import plain_config
 from seesr_core.model_files import TAG_LISTS, find_model
 from seesr_core.models import load_models, load_tagger
 from seesr_core.pipeline import SeeSRPipeline
+from seesr_core.runtime.devices import choose_device, choose_dtype
 
 from .checkpoint_files import SD2_UNET, tokenizer_files, write_zeros
 from .test_checkpoints_control import publish as publish_control
@@ -192,8 +192,8 @@ def test_a_control_part_of_another_base(folder: Path) -> None:
 
 
 def test_a_tagger_of_another_width(complete: Path, folder: Path) -> None:
-    from seesr_core.checkpoints.ram import write_dape
     from seesr_core.dape import DAPEConfig, HeadConfig
+    from seesr_core.formats.ram import write_dape
 
     from .dape_nets import SWIN, tiny_dape
 
@@ -226,7 +226,7 @@ def test_trailing_spacing_of_the_base_means_turbo(folder: Path) -> None:
 
 
 def test_too_little_memory_for_the_weights(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seesr_core.memory.available_memory", lambda device=None: 1_000_000)
+    monkeypatch.setattr("seesr_core.runtime.memory.available_memory", lambda device=None: 1_000_000)
     with pytest.raises(ResourceError, match=r"The model .* needs about \d+ MB of memory, 1 MB are available"):
         load_models(complete, device="cpu", dtype="fp32")
 
@@ -271,5 +271,5 @@ def test_precisions_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="Unknown precision 'fp8': choose one of auto, fp32"):
         choose_dtype("fp8", cpu)
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("seesr_core.devices.cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr("seesr_core.runtime.devices.cpu_has_bf16", lambda has=has: has)
         assert choose_dtype("auto", cpu) is expected

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from seesr_core.errors import ImageError, ResourceError
-from seesr_core.reading import Photo, read_photo
+from seesr_core.pictures.reading import Photo, read_photo
 
 from .tiny_model import photo
 
@@ -200,7 +200,7 @@ def test_a_photo_that_does_not_fit_into_memory(tmp_path: Path, monkeypatch: pyte
     for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")):
         data.write(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)))
     (tmp_path / "giant.png").write_bytes(data.getvalue())
-    monkeypatch.setattr("seesr_core.memory.available_memory", lambda device=None: 8_000_000_000)
+    monkeypatch.setattr("seesr_core.runtime.memory.available_memory", lambda device=None: 8_000_000_000)
     with pytest.raises(
         ResourceError, match=r"giant\.png \(100000×100000 pixels\) needs about 160\.0 GB .* 8\.0 GB are"
     ):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from seesr_core.errors import ImageError, ResourceError
-from seesr_core.writing import FORMATS, check_fits, check_target, save_picture
+from seesr_core.pictures.writing import FORMATS, check_fits, check_target, save_picture
 
 from .tiny_model import photo
 

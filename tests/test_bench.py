@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.bench import PHASES, Options, bench, main
+from trainer.capacity.bench import PHASES, Options, bench, main
 
 
 def test_the_loops_have_the_same_losses_and_their_shares_are_shares(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.cache import FrozenCache
+from trainer.data.cache import FrozenCache
 
 from .stage2_nets import config, small_task, write_photos
 

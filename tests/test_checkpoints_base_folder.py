@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from seesr_core.checkpoints.base import load_base
 from seesr_core.errors import WeightsError
+from seesr_core.formats.base import load_base
 
 from .checkpoint_files import normal, randomize, tokenizer_files, unet_config, write_zeros
 

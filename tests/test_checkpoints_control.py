@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from seesr_core.checkpoints.control import ControlParts, read_control, read_published, write_control
 from seesr_core.errors import SettingsError, WeightsError
+from seesr_core.formats.control import ControlParts, read_control, read_published, write_control
 
 from .checkpoint_files import normal, randomize, unet_config, write_zeros
 
@@ -22,8 +22,8 @@ DEFAULTS = {"steps": 8, "start_timestep": 500, "cfg": 2.0}
 
 @pytest.fixture(scope="module")
 def networks() -> tuple[Any, Any]:
-    from seesr_core.control import controlnet_from_unet
-    from seesr_core.prior import build_unet
+    from seesr_core.method.controlnet import controlnet_from_unet
+    from seesr_core.method.unet import build_unet
 
     unet = randomize(build_unet(unet_config([False, True], widths=[32, 64]), context_dim=WIDTH), 1)
     return unet, randomize(controlnet_from_unet(unet, hint_channels=(8, 8, 8, 8)), 2)
@@ -66,8 +66,8 @@ def outputs(unet: Any, controlnet: Any) -> torch.Tensor:
 
 
 def test_rebuilt_networks_compute_the_same(networks: tuple[Any, Any], path: Path) -> None:
-    from seesr_core.control import build_controlnet
-    from seesr_core.prior import build_unet
+    from seesr_core.method.controlnet import build_controlnet
+    from seesr_core.method.unet import build_unet
 
     parts = read_control(path)
     unet: Any = build_unet(parts.unet_config, context_dim=parts.context_dim)

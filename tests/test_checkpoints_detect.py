@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from seesr_core.checkpoints import metadata
-from seesr_core.checkpoints.detect import FileKind, Kind, classify, detect, require
-from seesr_core.checkpoints.sources import BASE_FOLDER
-from seesr_core.checkpoints.tensorfile import Header, TensorSpec, load_tensors, read_header
 from seesr_core.errors import WeightsError
+from seesr_core.formats import metadata
+from seesr_core.formats.detect import FileKind, Kind, classify, detect, require
+from seesr_core.formats.sources import BASE_FOLDER
+from seesr_core.formats.tensorfile import Header, TensorSpec, load_tensors, read_header
 
 from .checkpoint_files import write_zeros
 from .golden import golden_dir

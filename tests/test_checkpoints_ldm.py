@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from seesr_core.checkpoints.ldm import taesd_from_ldm, taesd_to_ldm, unet_from_ldm, unet_modules, unet_to_ldm
-from seesr_core.checkpoints.unet_config import check_host_can_read, unet_config_from_ldm
 from seesr_core.errors import SettingsError, WeightsError
+from seesr_core.formats.ldm import taesd_from_ldm, taesd_to_ldm, unet_from_ldm, unet_modules, unet_to_ldm
+from seesr_core.formats.unet_config import check_host_can_read, unet_config_from_ldm
 
 from .checkpoint_files import SD2_UNET, normal, randomize, unet_config
 from .golden import golden_dir

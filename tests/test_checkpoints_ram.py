@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seesr_core.checkpoints.ram import canonical_key, read_adapter, read_dape, read_ram, write_adapter, write_dape
 from seesr_core.dape import DAPE, Vocabulary, merge_published_lora
 from seesr_core.dape.lora import published_lora_to_peft
 from seesr_core.errors import SettingsError, WeightsError
+from seesr_core.formats.ram import canonical_key, read_adapter, read_dape, read_ram, write_adapter, write_dape
 
 from .checkpoint_files import normal, write_zeros
 from .dape_nets import images, tiny_dape

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
-from seesr_core.checkpoints.detect import detect
-from seesr_core.checkpoints.metadata import cast, save_safetensors
-from seesr_core.checkpoints.tensorfile import load_tensors
 from seesr_core.errors import ResourceError, SettingsError, WeightsError
+from seesr_core.formats.detect import detect
+from seesr_core.formats.metadata import cast, save_safetensors
+from seesr_core.formats.tensorfile import load_tensors
 
 from .checkpoint_files import write_zeros
 

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from seesr_core.checkpoints.base import build_tokenizer, load_base
-from seesr_core.checkpoints.sd import TEXT_JSON, BaseParts, TokenizerFiles, read_base, unpack_text, write_base
 from seesr_core.errors import SettingsError, WeightsError
+from seesr_core.formats.base import build_tokenizer, load_base
+from seesr_core.formats.sd import TEXT_JSON, BaseParts, TokenizerFiles, read_base, unpack_text, write_base
 
 from .checkpoint_files import normal, randomize, tokenizer_files, unet_config, write_zeros
 
@@ -25,7 +25,7 @@ def modules() -> dict[str, Any]:
     from diffusers import AutoencoderTiny
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from seesr_core.prior import build_unet
+    from seesr_core.method.unet import build_unet
 
     text = CLIPTextConfig(
         vocab_size=9,
@@ -68,7 +68,7 @@ def test_weights_and_settings_come_back(parts: BaseParts, path: Path) -> None:
 
 
 def test_loaded_modules_compute_the_same(modules: dict[str, Any], path: Path) -> None:
-    from seesr_core.prior import build_unet
+    from seesr_core.method.unet import build_unet
 
     base = load_base(path)
     unet: Any = build_unet(base.unet_config, context_dim=16)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from seesr_core.checkpoints.ram import write_dape
 from seesr_core.cli import main as cli
+from seesr_core.formats.ram import write_dape
 
 from .tiny_model import TAGS, photo, tagger
 

@@ -17,7 +17,7 @@ from PIL import Image
 from seesr_core.cli import main as cli
 from seesr_core.cli import upscale
 from seesr_core.models import load_models
-from seesr_core.reading import read_photo
+from seesr_core.pictures.reading import read_photo
 
 from .golden import ROOT
 from .tiny_model import photo, write_tiny_model
@@ -280,7 +280,7 @@ def interrupt(*_: object, **__: object) -> None:
 def test_ctrl_c_in_the_middle_leaves_no_half_file(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("seesr_core.sampling.ddpm_step", interrupt)
+    monkeypatch.setattr("seesr_core.method.sampling.ddpm_step", interrupt)
     target = tmp_path / "results" / "out.png"
     assert run(model, source, target) == 130
     assert capfd.readouterr().err == "error: Interrupted; no half file was left.\n"
@@ -325,7 +325,7 @@ def test_too_little_memory_is_one_sentence(
 ) -> None:
     models = load_models(model, device="cpu", dtype="fp32")
     monkeypatch.setattr(upscale, "load_models", lambda *_, **__: models)
-    monkeypatch.setattr("seesr_core.memory.available_memory", lambda device=None: 20_000_000)
+    monkeypatch.setattr("seesr_core.runtime.memory.available_memory", lambda device=None: 20_000_000)
     message = refusal(model, capfd, source, tmp_path / "out.png", "--scale", "60")
     assert "Upscaling 20×16 to 1200×960 pixels needs about" in message
     assert "choose a smaller scale or cut the photo into parts" in message
@@ -370,7 +370,7 @@ def test_ctrl_c_from_outside_ends_with_130(model: Path, source: Path, tmp_path: 
     """A real signal to a real process, sent as soon as the sampling begins."""
     program = (
         "import os, signal, sys\n"
-        "import seesr_core.sampling as sampling\n"
+        "import seesr_core.method.sampling as sampling\n"
         "from seesr_core.cli.main import main\n"
         "step = sampling.ddpm_step\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have come with it ignored\n"

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seesr_core.color import adain, color_fix, wavelet, wavelet_low
 from seesr_core.errors import ImageError, SettingsError
+from seesr_core.method.color import adain, color_fix, wavelet, wavelet_low
 
 from .golden import golden_dir
 from .parity.groups import color_fix as parity

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError
-from trainer.data import Crops, Photo, load_rgb, read_photos, same_photos, seeded
+from trainer.data.crops import Crops, Photo, load_rgb, read_photos, same_photos, seeded
 
 
 def write_photo(path: Path, size: tuple[int, int] = (24, 20), seed: int = 0) -> Photo:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from seesr_core.denoiser import Denoiser, crop_tiles
-from seesr_core.tiling import Tile
+from seesr_core.method.denoiser import Denoiser, crop_tiles
+from seesr_core.tiling.grid import Tile
 from tests.small_nets import inputs, seeded_networks
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from seesr_core.checkpoints.ram import write_dape
 from seesr_core.dape import Tag
 from seesr_core.errors import DataError, SettingsError
+from seesr_core.formats.ram import write_dape
 from seesr_core.pipeline import Prompts, SeeSRPipeline
 from trainer.evaluate import ablation, study
 from trainer.evaluate.ablation import Options, main, run, table

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from seesr_core.checkpoints.ram import write_dape
 from seesr_core.dape import DAPE, DAPEOutput, Vocabulary
 from seesr_core.errors import DataError
-from trainer.data import read_photos
+from seesr_core.formats.ram import write_dape
+from trainer.data.crops import read_photos
 from trainer.evaluate.dape import (
     Looks,
     Options,

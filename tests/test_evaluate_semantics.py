@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from seesr_core.checkpoints.ram import write_dape
 from seesr_core.errors import DataError, SettingsError, WeightsError
+from seesr_core.formats.ram import write_dape
 from trainer.evaluate import detection
 from trainer.evaluate.boxes import Found
 from trainer.evaluate.detection import Detector

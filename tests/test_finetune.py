@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from seesr_core.checkpoints.base import Base
-from seesr_core.checkpoints.control import ControlParts, read_control
 from seesr_core.errors import DataError, SettingsError
-from trainer import stage2
-from trainer.adapters import add_lora, merge_lora
-from trainer.plan import make_plan
+from seesr_core.formats.base import Base
+from seesr_core.formats.control import ControlParts, read_control
+from trainer.capacity.plan import make_plan
+from trainer.engine.adapters import add_lora, merge_lora
+from trainer.engine.settings import overridden, read_toml
 from trainer.recipes import Stage2Config
-from trainer.settings import overridden, read_toml
-from trainer.stage2 import Networks, Stage2Task, build_networks, train_control
+from trainer.stage2 import task as stage2
+from trainer.stage2.task import Networks, Stage2Task, build_networks, train_control
 
 from .small_nets import inputs, seeded_networks
 from .stage2_nets import config, small_networks, small_task, write_photos

@@ -15,13 +15,13 @@ import torch
 from diffusers import AutoencoderKL
 
 from seesr_core.errors import SettingsError
-from trainer.cache import FrozenCache
-from trainer.data import Crops, Photo, read_photos
-from trainer.loop import train
-from trainer.pairs import make_crops
+from trainer.data.cache import FrozenCache
+from trainer.data.crops import Crops, Photo, read_photos
+from trainer.data.pairs import make_crops
+from trainer.engine.loop import train
 from trainer.recipes import STAGE1_RECIPES, Stage1Config, Stage2Config, get_recipe
-from trainer.stage1 import Stage1Task, train_dape
-from trainer.stage2 import Stage2Task, tag_prompts, train_control
+from trainer.stage1.task import Stage1Task, train_dape
+from trainer.stage2.task import Stage2Task, tag_prompts, train_control
 
 from .dape_nets import tiny_dape
 from .stage2_nets import config, small_networks, write_photos

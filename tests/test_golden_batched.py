@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.data import Crops
+from trainer.data.crops import Crops
 from trainer.degradation import Kernels, degrade
-from trainer.distribution import local_device
-from trainer.loop import train
+from trainer.engine.distribution import local_device
+from trainer.engine.loop import train
 from trainer.recipes import stage2_debug
-from trainer.stage2 import Batch, Stage2Task
+from trainer.stage2.task import Batch, Stage2Task
 
 from .golden import golden_dir
 from .parity.compare import Comparison

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from seesr_core.checkpoints.base import Base
-from seesr_core.checkpoints.control import ControlParts
-from trainer.data import Crops, read_photos
-from trainer.live_memory import LiveBytes
+from seesr_core.formats.base import Base
+from seesr_core.formats.control import ControlParts
+from trainer.capacity.live_memory import LiveBytes
+from trainer.data.crops import Crops, read_photos
 from trainer.losses import noise_loss
-from trainer.stage2 import Stage2Task, build_networks, tag_prompts
+from trainer.stage2.task import Stage2Task, build_networks, tag_prompts
 
 from .stage2_nets import config, small_networks, write_photos
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from seesr_core.color import color_fix
 from seesr_core.errors import ImageError, SettingsError
-from seesr_core.image import as_rgb, finish, prepare, prepare_size, to_pil, to_tensor, to_u8
+from seesr_core.method.color import color_fix
+from seesr_core.pictures.sizes import as_rgb, finish, prepare, prepare_size, to_pil, to_tensor, to_u8
 
 from .golden import golden_dir
 from .parity.groups import prep as parity

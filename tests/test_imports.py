@@ -34,5 +34,5 @@ def test_everything_imports_and_the_command_starts_without_the_host_and_the_extr
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     *names, version = done.stdout.split()
-    assert {"seesr_core.pipeline", "seesr_core.cli.main", "seesr_core.__main__", "seesr_core.rca"} <= set(names)
+    assert {"seesr_core.pipeline", "seesr_core.cli.main", "seesr_core.__main__", "seesr_core.method.rca"} <= set(names)
     assert version == __version__

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from seesr_core.errors import SettingsError
-from trainer.journal import Journal, Meter, Progress
+from trainer.engine.journal import Journal, Meter, Progress
 
 
 def test_figures_are_averaged_over_the_times_that_they_were_given() -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from seesr_core.errors import DataError, SettingsError
-from trainer.data import seeded
-from trainer.loop import LoopConfig, flat, train
-from trainer.optimizers import build_optimizer
+from trainer.data.crops import seeded
+from trainer.engine.loop import LoopConfig, flat, train
+from trainer.engine.optimizers import build_optimizer
 
 from . import ranks
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from seesr_core.checkpoints.base import load_base
-from seesr_core.checkpoints.control import read_control
-from seesr_core.checkpoints.ram import read_dape
+from seesr_core.formats.base import load_base
+from seesr_core.formats.control import read_control
+from seesr_core.formats.ram import read_dape
 from tests.golden import ROOT
 from trainer.nano.__main__ import main
 from trainer.nano.build import BASE, CONTROL, DAPE_FILE

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from seesr_core.__main__ import main
-from seesr_core.checkpoints.tensorfile import read_header
+from seesr_core.formats.tensorfile import read_header
 from seesr_core.model_files import NANO_FOLDER
 from seesr_core.models import load_models
 from trainer.nano.build import BASE, CONTROL, DAPE_FILE

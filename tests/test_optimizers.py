@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.checkpoints import State
-from trainer.loop import LoopConfig, train
-from trainer.optimizers import build_optimizer
+from trainer.engine.checkpoints import State
+from trainer.engine.loop import LoopConfig, train
+from trainer.engine.optimizers import build_optimizer
 
 from .ranks import TOY, ToyTask
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import ImageError, ResourceError, SettingsError
-from seesr_core.image import prepare_size
+from seesr_core.pictures.sizes import prepare_size
 from seesr_core.pipeline import Prompts, Result, SeeSRPipeline
-from seesr_core.placement import PictureVAE
-from seesr_core.planning import count_tiles, estimate
+from seesr_core.runtime.planning import count_tiles, estimate
 from seesr_core.settings import UpscaleSettings
+from seesr_core.tiling.runner import PictureVAE
 
 from .tiny_model import DEFAULTS, photo, tiny_models
 
@@ -220,7 +220,7 @@ def test_needs_grow_with_the_picture_but_the_networks_share_does_not() -> None:
 
 def test_too_little_memory_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = SeeSRPipeline(models=tiny_models())
-    monkeypatch.setattr("seesr_core.memory.available_memory", lambda device=None: 10_000_000)
+    monkeypatch.setattr("seesr_core.runtime.memory.available_memory", lambda device=None: 10_000_000)
     with (
         seen_by(pipeline.models.unet) as calls,
         pytest.raises(ResourceError, match=r"500×400 to 2000×1600 pixels needs about \d+ MB of memory, 10 MB are"),

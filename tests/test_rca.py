@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from seesr_core.control import build_controlnet, controlnet_from_unet
-from seesr_core.prior import build_unet
-from seesr_core.rca import rca_parameters, sites, soft_prompt_dim
+from seesr_core.method.controlnet import build_controlnet, controlnet_from_unet
+from seesr_core.method.rca import rca_parameters, sites, soft_prompt_dim
+from seesr_core.method.unet import build_unet
 from tests.golden import golden_dir
 from tests.small_nets import SOFT_DIM, inputs, seeded_networks, unet_config
 

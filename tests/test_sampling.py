@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from seesr_core.errors import SettingsError
-from seesr_core.sampling import SOLVERS, RecordedNoise, StepNoise, sample, start_latent
-from seesr_core.schedule import BETA_END, BETA_START, acp_at, lr_embedding, timesteps
+from seesr_core.method.sampling import SOLVERS, RecordedNoise, StepNoise, sample, start_latent
+from seesr_core.method.schedule import BETA_END, BETA_START, acp_at, lr_embedding, timesteps
 
 from .golden import golden_dir
 from .parity.groups import pipeline as parity

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from seesr_core.errors import SettingsError
+from trainer.capacity.plan import GIB
+from trainer.capacity.scale import Command, Counted, count, layout, lines
 from trainer.nano.tagger import tagger_config
-from trainer.plan import GIB
 from trainer.recipes import STAGE2_RECIPES, get_recipe
-from trainer.scale import Command, Counted, count, layout, lines
 
 from .small_nets import unet_config
 

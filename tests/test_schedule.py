@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seesr_core.errors import SettingsError
-from seesr_core.schedule import (
+from seesr_core.method.schedule import (
     acp_at,
     acp_from_sigma,
     alphas_cumprod,

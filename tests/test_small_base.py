@@ -7,12 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from seesr_core.checkpoints import sd
-from seesr_core.checkpoints.base import build_tokenizer
-from seesr_core.checkpoints.ldm import taesd_from_ldm, taesd_to_ldm, unet_from_ldm, unet_to_ldm
-from seesr_core.text import encode_prompts
+from seesr_core.formats import sd
+from seesr_core.formats.base import build_tokenizer
+from seesr_core.formats.ldm import taesd_from_ldm, taesd_to_ldm, unet_from_ldm, unet_to_ldm
+from seesr_core.method.text import encode_prompts
 
-from .host.small_base import PROMPT, RECORDED, TEXT, TIMESTEP, UNET, VAE, draw_all, drawn, small_inputs, tokenizer_files
+from .host.small_base import (
+    PROMPT,
+    RECORDED,
+    TEXT,
+    TIMESTEP,
+    UNET,
+    VAE,
+    draw_all,
+    drawn,
+    small_inputs,
+    tokenizer_files,
+)
 
 
 @torch.no_grad()

@@ -16,15 +16,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from seesr_core.checkpoints.ram import read_adapter, read_dape, write_dape
 from seesr_core.dape import DAPE, Vocabulary, merge_published_lora
 from seesr_core.errors import DataError, SettingsError
-from trainer import command, stage1
-from trainer.data import Photo, read_photos
+from seesr_core.formats.ram import read_adapter, read_dape, write_dape
+from trainer.data.crops import Photo, read_photos
 from trainer.degradation.ops import resize
-from trainer.loop import train
+from trainer.engine import command
+from trainer.engine.loop import train
 from trainer.recipes import STAGE1_RECIPES, STAGE2_RECIPES, Stage1Config, get_recipe
-from trainer.stage1 import Stage1Task, add_lora, export, hold_out, read_teacher
+from trainer.stage1 import task as stage1
+from trainer.stage1.task import Stage1Task, add_lora, export, hold_out, read_teacher
 
 from .dape_nets import CONFIG, images, seeded, tiny_dape
 

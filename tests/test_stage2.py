@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from seesr_core.checkpoints.base import Base
-from seesr_core.checkpoints.control import ControlParts
 from seesr_core.errors import DataError, SettingsError, WeightsError
-from seesr_core.rca import rca_parameters
-from trainer.plan import make_plan
-from trainer.stage2 import build_networks, train_control
-from trainer.validation import BANDS, Validation, read_pairs
+from seesr_core.formats.base import Base
+from seesr_core.formats.control import ControlParts
+from seesr_core.method.rca import rca_parameters
+from trainer.capacity.plan import make_plan
+from trainer.stage2.task import build_networks, train_control
+from trainer.stage2.validation import BANDS, Validation, read_pairs
 
 from .stage2_nets import config, small_networks, small_task, write_photos
 from .tiny_model import tagger

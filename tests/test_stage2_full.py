@@ -19,19 +19,19 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from seesr_core.checkpoints.base import Base
-from seesr_core.control import controlnet_from_unet
 from seesr_core.dape import DAPE
 from seesr_core.dape.head import HeadConfig
-from seesr_core.memory import available_memory
-from seesr_core.prior import build_unet
-from seesr_core.rca import rca_parameters
+from seesr_core.formats.base import Base
+from seesr_core.method.controlnet import controlnet_from_unet
+from seesr_core.method.rca import rca_parameters
+from seesr_core.method.unet import build_unet
+from seesr_core.runtime.memory import available_memory
+from trainer.capacity.plan import GIB, cost_of_pass
+from trainer.data.order import seeded
 from trainer.nano.autoencoder import build_autoencoder
 from trainer.nano.tagger import tagger_config
 from trainer.nano.text import build_text_encoder, train_tokenizer
-from trainer.order import seeded
-from trainer.plan import GIB, cost_of_pass
-from trainer.stage2 import Networks, Stage2Task, build_networks
+from trainer.stage2.task import Networks, Stage2Task, build_networks
 
 from .golden import golden_dir
 from .small_nets import SOFT_DIM, unet_config
@@ -156,8 +156,8 @@ def one_step(unet: dict[str, Any], text_width: int, soft_width: int, folder: Pat
 
 
 def _task(networks: Networks, settings: Any, folder: Path) -> Stage2Task:
-    from trainer.data import Crops, read_photos
-    from trainer.stage2 import tag_prompts
+    from trainer.data.crops import Crops, read_photos
+    from trainer.stage2.task import tag_prompts
 
     networks.unet.train()
     networks.controlnet.train()

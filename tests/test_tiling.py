@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seesr_core.errors import SettingsError
-from seesr_core.tiling import (
+from seesr_core.tiling.grid import (
     Blend,
     Tile,
     TiledDenoiser,

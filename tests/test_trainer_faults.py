@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from seesr_core.errors import DataError, ResourceError
-from trainer.checkpoints import BEST, NEWEST, OLDER, Checkpoints
-from trainer.lock import Watch, held
-from trainer.loop import LoopConfig, train
+from trainer.engine.checkpoints import BEST, NEWEST, OLDER, Checkpoints
+from trainer.engine.lock import Watch, held
+from trainer.engine.loop import LoopConfig, train
 
 from .ranks import TOY, ToyTask
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer.checkpoints import NEWEST
+from trainer.engine.checkpoints import NEWEST
 
 from . import ranks
 from .stage2_nets import write_photos

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from seesr_core.errors import SettingsError
-from trainer import command, stage2
+from trainer.engine import command
+from trainer.engine.settings import overridden, read_toml
 from trainer.recipes import STAGE2_RECIPES, get_recipe
-from trainer.settings import overridden, read_toml
+from trainer.stage2 import task as stage2
 
 
 def settings(tmp_path: Path, text: str) -> Path:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError
-from trainer.data import Crops, load_photo, read_photos, write_skipped
-from trainer.mixture import CYCLE, WeightedOrder, shares
-from trainer.shards import expand
+from trainer.data.crops import Crops, load_photo, read_photos, write_skipped
+from trainer.data.mixture import CYCLE, WeightedOrder, shares
+from trainer.data.shards import expand
 
 
 def png(seed: int, size: tuple[int, int] = (40, 36)) -> bytes:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from seesr_core import vae_tiling
 from seesr_core.errors import SettingsError
-from seesr_core.vae_tiling import decode_tiled, encode_tiled
+from seesr_core.tiling import autoencoder as vae_tiling
+from seesr_core.tiling.autoencoder import decode_tiled, encode_tiled
 
 
 def picture(height: int, width: int) -> Tensor:

@@ -15,19 +15,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seesr_core.checkpoints.control import read_control, read_published, write_control
-from seesr_core.checkpoints.detect import Kind, detect
-from seesr_core.checkpoints.quantized import SCALE, dequantized, quantize
-from seesr_core.checkpoints.ram import read_dape, read_ram, write_dape
-from seesr_core.checkpoints.tensorfile import read_header
 from seesr_core.cli import convert as command
 from seesr_core.cli import main as cli
 from seesr_core.errors import ResourceError, WeightsError
+from seesr_core.formats import portions as portions_module
+from seesr_core.formats.control import read_control, read_published, write_control
+from seesr_core.formats.detect import Kind, detect
+from seesr_core.formats.portions import portions
+from seesr_core.formats.quantized import SCALE, dequantized, quantize
+from seesr_core.formats.ram import read_dape, read_ram, write_dape
+from seesr_core.formats.tensorfile import read_header
+from seesr_core.install.convert_control import ControlJob
+from seesr_core.install.convert_dape import TaggerJob, read_tag_lists
 from seesr_core.model_files import find_model, find_tagger
-from seesr_core.weights import portions as portions_module
-from seesr_core.weights.convert_control import ControlJob
-from seesr_core.weights.convert_dape import TaggerJob, read_tag_lists
-from seesr_core.weights.portions import portions
 
 from .checkpoint_files import normal
 from .dape_nets import images
@@ -150,7 +150,7 @@ def test_rows_keep_their_scale() -> None:
 def test_eight_bits_read_as_floats(
     ram: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("seesr_core.checkpoints.quantized._MIN_NUMBERS", 64)
+    monkeypatch.setattr("seesr_core.formats.quantized._MIN_NUMBERS", 64)
     photo(48, 48).save(tmp_path / "photo.png")
     (entry,) = report(capfd, ram, "--int8", "--photos", tmp_path / "photo.png")
     path = ram / "dape-int8.safetensors"
@@ -315,7 +315,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from seesr_core.weights.stream import Slot, ordered, write_stream
+from seesr_core.formats.stream import Slot, ordered, write_stream
 
 def tensors():
     yield "a", torch.zeros(1000, 1000)

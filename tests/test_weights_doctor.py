@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from seesr_core.checkpoints.ram import write_dape
 from seesr_core.cli import main as cli
+from seesr_core.formats.ram import write_dape
+from seesr_core.install.convert_control import ControlJob
+from seesr_core.install.doctor import NOTE, OK, PROBLEM, judge_environment, judge_host
+from seesr_core.install.environment import Environment, as_numbers, free_disk, look_at_host
+from seesr_core.install.places import Target
 from seesr_core.model_files import NANO_FOLDER
+from seesr_core.runtime import cost
 from seesr_core.settings import UpscaleSettings
-from seesr_core.weights import cost
-from seesr_core.weights.convert_control import ControlJob
-from seesr_core.weights.doctor import NOTE, OK, PROBLEM, judge_environment, judge_host
-from seesr_core.weights.environment import Environment, as_numbers, free_disk, look_at_host
-from seesr_core.weights.places import Target
 
 from .test_checkpoints_refusals import MARK, Payload
 from .tiny_model import tagger
@@ -350,8 +350,8 @@ def operations(width: int, unet_config: Any, controlnet_config: Any, tokens: int
     """Counted on networks without numbers."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from seesr_core.control import build_controlnet
-    from seesr_core.prior import build_unet
+    from seesr_core.method.controlnet import build_controlnet
+    from seesr_core.method.unet import build_unet
 
     with torch.device("meta"):
         unet = build_unet(unet_config, context_dim=width).eval()
@@ -369,7 +369,7 @@ def operations(width: int, unet_config: Any, controlnet_config: Any, tokens: int
 
 @pytest.mark.parametrize("side", [32, 48])
 def test_the_small_models_operations_are_counted_right(side: int) -> None:
-    from seesr_core.checkpoints.control import read_control
+    from seesr_core.formats.control import read_control
 
     parts = read_control(NANO_FOLDER / "seesr" / "seesr-nano-control.safetensors")
     found = operations(parts.context_dim, parts.unet_config, parts.controlnet_config, 17, side)

@@ -18,10 +18,10 @@ from filelock import FileLock
 from seesr_core.cli import download as command
 from seesr_core.cli import main as cli
 from seesr_core.errors import ResourceError, SettingsError
-from seesr_core.weights import hub as hub_module
-from seesr_core.weights.download import STAGING, Download, Item
-from seesr_core.weights.manifest import Asset, Layout, RemoteFile, Source
-from seesr_core.weights.places import Target
+from seesr_core.install import hub as hub_module
+from seesr_core.install.download import STAGING, Download, Item
+from seesr_core.install.manifest import Asset, Layout, RemoteFile, Source
+from seesr_core.install.places import Target
 
 from .hub_server import COMMIT, Hub, serve
 from .test_checkpoints_refusals import MARK, Payload

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from seesr_core.checkpoints.ram import read_dape
-from seesr_core.checkpoints.tensorfile import load_tensors
-from seesr_core.memory import available_memory
-from seesr_core.weights.manifest import load_manifest
-from seesr_core.weights.stream import Slot, _header, ordered
+from seesr_core.formats.ram import read_dape
+from seesr_core.formats.stream import Slot, _header, ordered
+from seesr_core.formats.tensorfile import load_tensors
+from seesr_core.install.manifest import load_manifest
+from seesr_core.runtime.memory import available_memory
 
 from .golden import ROOT, golden_dir
 from .newcomer_files import RAM_BYTES, write_full_ram

@@ -10,17 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-from seesr_core.checkpoints.ram import write_dape
 from seesr_core.cli import main as cli
 from seesr_core.errors import WeightsError
+from seesr_core.formats.ram import write_dape
+from seesr_core.install import evidence as evidence_module
+from seesr_core.install.inspection import files_of, inspect_file
 from seesr_core.model_files import NANO_FOLDER
-from seesr_core.weights import evidence as evidence_module
-from seesr_core.weights.inspection import files_of, inspect_file
 
 from .checkpoint_files import write_zeros
 from .test_checkpoints_refusals import MARK, Payload
 from .tiny_model import tagger
-from .weights_files import LDM_NORM, NORM, save, unet_state, write_base_file, write_base_folder, write_ram, write_seesr
+from .weights_files import (
+    LDM_NORM,
+    NORM,
+    save,
+    unet_state,
+    write_base_file,
+    write_base_folder,
+    write_ram,
+    write_seesr,
+)
 
 SD1 = {
     "model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
@@ -196,5 +205,5 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 def test_known_hashes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "x.safetensors", {"weight": torch.ones(2)})
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr("seesr_core.weights.inspection.known_hashes", lambda: {digest: "published.pth"})
+    monkeypatch.setattr("seesr_core.install.inspection.known_hashes", lambda: {digest: "published.pth"})
     assert inspect_file(path, hashed=True).known_as == "published.pth"

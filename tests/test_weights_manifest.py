@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from seesr_core.errors import SettingsError
-from seesr_core.weights.manifest import choose, load_manifest
+from seesr_core.install.manifest import choose, load_manifest
 
 
 def test_what_is_known_of_the_published_files() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from seesr_core.cli import main as cli
+from seesr_core.install.manifest import MANIFEST, load_manifest
 from seesr_core.model_files import find_model
-from seesr_core.weights.manifest import MANIFEST, load_manifest
 
 from .checkpoint_files import write_zeros
 from .hub_server import Hub, serve

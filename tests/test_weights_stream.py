@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seesr_core.checkpoints.tensorfile import read_header
 from seesr_core.errors import ResourceError, SettingsError
-from seesr_core.weights import stream
-from seesr_core.weights.stream import Slot, ordered, write_stream
+from seesr_core.formats import stream
+from seesr_core.formats.stream import Slot, ordered, write_stream
+from seesr_core.formats.tensorfile import read_header
 
 from .weights_files import files_below, save
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from seesr_core.checkpoints.base import build_tokenizer
-from seesr_core.checkpoints.control import ControlParts, write_control
-from seesr_core.checkpoints.ram import write_dape
-from seesr_core.checkpoints.sd import BaseParts, write_base
 from seesr_core.dape import DAPE, Vocabulary
+from seesr_core.formats.base import build_tokenizer
+from seesr_core.formats.control import ControlParts, write_control
+from seesr_core.formats.ram import write_dape
+from seesr_core.formats.sd import BaseParts, write_base
 from seesr_core.models import Models
 
 from .checkpoint_files import randomize, tokenizer_files, unet_config
@@ -43,8 +43,8 @@ def networks() -> dict[str, Any]:
     from diffusers import AutoencoderTiny
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from seesr_core.control import controlnet_from_unet
-    from seesr_core.prior import build_unet
+    from seesr_core.method.controlnet import controlnet_from_unet
+    from seesr_core.method.unet import build_unet
 
     sizes: dict[str, Any] = {
         "hidden_size": 32,

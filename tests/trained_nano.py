@@ -19,15 +19,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seesr_core.checkpoints.base import load_base
-from seesr_core.checkpoints.control import read_control
-from seesr_core.checkpoints.ram import read_dape
+from seesr_core.formats.base import load_base
+from seesr_core.formats.control import read_control
+from seesr_core.formats.ram import read_dape
+from seesr_core.method.sampling import StepNoise
 from seesr_core.pipeline import SeeSRPipeline
-from seesr_core.sampling import StepNoise
-from trainer.data import read_photos
+from trainer.data.crops import read_photos
 from trainer.recipes import stage2_nano
-from trainer.stage2 import build_networks, train_control
-from trainer.validation import Validation, read_pairs
+from trainer.stage2.task import build_networks, train_control
+from trainer.stage2.validation import Validation, read_pairs
 
 NANO = Path(__file__).resolve().parents[1] / "seesr_core" / "nano"
 SETTINGS: dict[str, Any] = {"steps": 4, "min_size": 64}

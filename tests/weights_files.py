@@ -1,4 +1,4 @@
-"""Small files in the published layouts, for the tests of `seesr_core.weights`: no network is ever built for them."""
+"""Small files in the published layouts, for the tests of `seesr_core.install`: no network is ever built for them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seesr_core.checkpoints.ldm import unet_to_ldm
 from seesr_core.dape import DAPE
+from seesr_core.formats.ldm import unet_to_ldm
 from seesr_core.model_files import TAG_LISTS
 
 from .checkpoint_files import normal

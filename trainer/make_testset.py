@@ -26,11 +26,11 @@ import tyro
 from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError
-from seesr_core.writing import save_picture
+from seesr_core.pictures.writing import save_picture
 
-from . import command
-from .data import load_rgb, read_photos, seeded
+from .data.crops import load_rgb, read_photos, seeded
 from .degradation import DegradationConfig
+from .engine import command
 from .evaluate.degrade import check_names, degraded
 from .evaluate.pictures import as_picture, list_pictures, unmatched
 from .evaluate.protocols import HR_SIDE, LR_SIDE, SCALE, centre

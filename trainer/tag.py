@@ -23,12 +23,12 @@ import tyro
 
 from seesr_core.dape import DAPE, Vocabulary, prepare
 from seesr_core.errors import DataError
-from seesr_core.files import atomic_write
+from seesr_core.runtime.files import atomic_write
 
-from . import command
-from .data import Photo, load_photo, read_photos
-from .distribution import local_device, process_count
-from .stage1 import read_teacher
+from .data.crops import Photo, load_photo, read_photos
+from .engine import command
+from .engine.distribution import local_device, process_count
+from .stage1.task import read_teacher
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import comfy.patcher_extension
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...seesr_core.tiling import Tile
+from ...seesr_core.tiling.grid import Tile
 from .control import PIXELS_PER_LATENT, SeeSRControl, chain
-from .tile_conds import Cond, Conds, CondTiler
-from .tile_controls import ControlTiler
-from .tiles import KEY as TILES
+from .tiling.conds import Cond, Conds, CondTiler
+from .tiling.controls import ControlTiler
+from .tiling.tiles import KEY as TILES
 
 
 def cut_areas(

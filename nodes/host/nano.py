@@ -21,8 +21,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...seesr_core.checkpoints.sd import TEXT_JSON, TokenizerFiles, pack_text, read_base, unpack_text
 from ...seesr_core.errors import WeightsError
+from ...seesr_core.formats.sd import TEXT_JSON, TokenizerFiles, pack_text, read_base, unpack_text
 from ...seesr_core.model_files import NANO_FOLDER
 
 EMBEDDED = NANO_FOLDER / "checkpoints" / "seesr-nano.safetensors"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
-from ...seesr_core.schedule import LAST_TIMESTEP, check_start_timestep, exploding_noise
+from ...seesr_core.method.schedule import LAST_TIMESTEP, check_start_timestep, exploding_noise
 from .noise_levels import NoiseLevels, check_sigmas
 
 _SEEDS = 2**64 - 1

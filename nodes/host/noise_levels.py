@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
-from ...seesr_core.schedule import LAST_TIMESTEP, acp_from_sigma
+from ...seesr_core.method.schedule import LAST_TIMESTEP, acp_from_sigma
 
 _SAME_LEVEL = 1e-5
 """Relative difference below which the host takes a sigma for its largest."""

@@ -14,8 +14,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ...seesr_core.checkpoints.control import ControlParts, read_control, read_published
 from ...seesr_core.errors import WeightsError
+from ...seesr_core.formats.control import ControlParts, read_control, read_published
 from . import keys
 from .control import SeeSRControl, SeeSRControlNet, network_hint
 from .rca import RCA, RCAWeights, managed, norm_operations

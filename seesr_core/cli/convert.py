@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.ram import read_dape
 from ..errors import SettingsError, WeightsError
-from ..memory import Meter, gigabytes
+from ..formats.ram import read_dape
+from ..install.convert_control import ControlJob
+from ..install.convert_dape import TaggerJob
+from ..install.gather import Material, comfy_folders, gather
+from ..install.places import comfy_models
+from ..install.tag_change import tag_change
 from ..model_files import NANO_FOLDER
-from ..weights.convert_control import ControlJob
-from ..weights.convert_dape import TaggerJob
-from ..weights.gather import Material, comfy_folders, gather
-from ..weights.places import comfy_models
-from ..weights.tag_change import tag_change
+from ..runtime.memory import Meter, gigabytes
 from .console import progress_bar, say
 from .jobs import list_photos
 from .tables import say_table, size_text

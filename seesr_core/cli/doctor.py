@@ -9,17 +9,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.detect import Kind
-from ..devices import AUTO, choose_device, choose_dtype
 from ..errors import SettingsError
-from ..memory import gigabytes
+from ..formats.detect import Kind
+from ..install.doctor import (
+    NOTE,
+    OK,
+    PROBLEM,
+    Doctor,
+    Finding,
+    ModelFile,
+    judge_disk,
+    judge_environment,
+    judge_host,
+)
+from ..install.environment import look_around, look_at_host
+from ..install.inspection import as_json
+from ..install.places import Target
 from ..model_files import NANO, NANO_FOLDER
+from ..runtime import cost
+from ..runtime.devices import AUTO, choose_device, choose_dtype
+from ..runtime.memory import gigabytes
 from ..settings import UpscaleSettings
-from ..weights import cost
-from ..weights.doctor import NOTE, OK, PROBLEM, Doctor, Finding, ModelFile, judge_disk, judge_environment, judge_host
-from ..weights.environment import look_around, look_at_host
-from ..weights.inspection import as_json
-from ..weights.places import Target
 from .console import say
 from .tables import bytes_bar
 

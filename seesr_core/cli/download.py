@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..weights.download import ABSENT, FAILED, Download, Item
-from ..weights.manifest import COMFY, DEFAULT_ASSETS, Asset, choose, load_manifest
-from ..weights.places import Target
+from ..install.download import ABSENT, FAILED, Download, Item
+from ..install.manifest import COMFY, DEFAULT_ASSETS, Asset, choose, load_manifest
+from ..install.places import Target
 from .console import say, say_error
 from .tables import bytes_bar, say_table, size_text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
-from ..weights.inspection import Inspection, as_json, files_of, inspect_file
+from ..install.inspection import Inspection, as_json, files_of, inspect_file
 from .console import say, say_error
 from .tables import bytes_bar, size_text
 

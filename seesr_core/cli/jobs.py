@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import ImageError, SettingsError
-from ..writing import FORMATS, check_target, check_writable
+from ..pictures.writing import FORMATS, check_target, check_writable
 
 FOLDER_SUFFIX = ".png"
 

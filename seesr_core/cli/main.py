@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import SeeSRError, SettingsError
-from ..memory import one_sentence_when_exhausted
+from ..runtime.memory import one_sentence_when_exhausted
 from . import convert, doctor, download, inspect, tags, upscale
 from .console import log_to_stderr, say_error
 

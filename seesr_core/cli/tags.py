@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ..dape import DAPE, Tag, Vocabulary, prepare
-from ..image import to_tensor
 from ..models import load_tagger
-from ..reading import read_photo
+from ..pictures.reading import read_photo
+from ..pictures.sizes import to_tensor
 from .console import say
 from .failures import Failures
 from .jobs import plan_reading

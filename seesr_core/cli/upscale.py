@@ -10,20 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..color import COLOR_FIXES
-from ..devices import AUTO, DTYPES
 from ..errors import SettingsError
-from ..files import atomic_write
-from ..image import final_size
+from ..method.color import COLOR_FIXES
+from ..method.sampling import SOLVERS, START_POINTS
+from ..method.schedule import SPACINGS
 from ..model_files import NANO
 from ..models import load_models
+from ..pictures.reading import Photo, read_photo
+from ..pictures.sizes import final_size
+from ..pictures.writing import check_fits, check_writable, save_picture
 from ..pipeline import SeeSRPipeline
-from ..reading import Photo, read_photo
 from ..report import Report
-from ..sampling import SOLVERS, START_POINTS
-from ..schedule import SPACINGS
+from ..runtime.devices import AUTO, DTYPES
+from ..runtime.files import atomic_write
 from ..settings import UpscaleSettings
-from ..writing import check_fits, check_writable, save_picture
 from .console import is_terminal, progress_bar, say
 from .failures import Failures
 from .jobs import Job, Plan, plan_upscale

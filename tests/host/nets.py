@@ -57,7 +57,7 @@ def nano_model(**changes: Any) -> Any:
     """The shipped base model's U-Net as a fresh MODEL."""
     dtype = changes.get("dtype", torch.float32)
     state = {key: tensor.to(dtype, copy=True) for key, tensor in _nano_checkpoint().items()}
-    read_config = plugin("seesr_core.checkpoints.unet_config").unet_config_from_ldm
+    read_config = plugin("seesr_core.formats.unet_config").unet_config_from_ldm
     return host_model(read_config({key: tuple(t.shape) for key, t in state.items()}, "nano"), state, **changes)
 
 
@@ -70,7 +70,7 @@ def nano_config() -> dict[str, Any]:
 def nano_parts() -> Any:
     """The shipped trained part as plain data."""
     path = NANO / "seesr" / "seesr-nano-control.safetensors"
-    return plugin("seesr_core.checkpoints.control").read_control(path)
+    return plugin("seesr_core.formats.control").read_control(path)
 
 
 @functools.cache

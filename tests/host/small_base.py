@@ -73,7 +73,7 @@ def drawn(key: str, shape: torch.Size) -> Tensor:
 
 
 def tokenizer_files(sd: Any) -> Any:
-    """Its tokenizer; `sd` is the module `seesr_core.checkpoints.sd` that will write it."""
+    """Its tokenizer; `sd` is the module `seesr_core.formats.sd` that will write it."""
     special = {"bos_token": TOKENS[9], "eos_token": TOKENS[10], "unk_token": TOKENS[10], "pad_token": TOKENS[0]}
     vocab = {token: number for number, token in enumerate(TOKENS)}
     return sd.TokenizerFiles(vocab=vocab, merges=["a b</w>"], config={**special, "model_max_length": 77})
@@ -86,7 +86,7 @@ def write_small_base(path: Path) -> None:
     import comfy.taesd.taesd
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    sd, ldm = plugin("seesr_core.checkpoints.sd"), plugin("seesr_core.checkpoints.ldm")
+    sd, ldm = plugin("seesr_core.formats.sd"), plugin("seesr_core.formats.ldm")
     entries = plugin("nodes.host.keys").host_config(UNET)
     unet = UNetModel(**entries, out_channels=4, operations=comfy.ops.manual_cast)
     text = plugin("nodes.host.nano")._TextModel(TEXT, torch.float32, "cpu", comfy.ops.manual_cast)

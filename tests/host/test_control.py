@@ -221,7 +221,7 @@ def test_prompts_with_areas_see_their_part_of_the_photo(model: Any) -> None:
 
 def test_areas_are_left_to_tiles_where_they_follow(model: Any) -> None:
     inputs = nets.nano_inputs(size=16)
-    tiles = plugin("nodes.host.tiles")
+    tiles = plugin("nodes.host.tiling.tiles")
     positive = with_area(inputs["positive"][0], (16, 8, 0, 0)) + inputs["positive"][0]
     patched, prompt, negative = applied(model, inputs, positive=positive)
     settings = tiles.TileSettings(tile=8, overlap=0)

@@ -36,7 +36,7 @@ def finished(image: Tensor, reference: Tensor, lr: Tensor, scale: float = 4.0, c
 
 def test_prepare_is_the_core_s() -> None:
     image = photos(2)
-    expected = [plugin("seesr_core.image").prepare(pil(photo), scale=3.3, min_size=128) for photo in image]
+    expected = [plugin("seesr_core.pictures.sizes").prepare(pil(photo), scale=3.3, min_size=128) for photo in image]
     found = prepared(image, 3.3, 128)
     assert found.dtype == torch.float32
     assert [pil(picture).tobytes() for picture in found] == [picture.tobytes() for picture in expected]
@@ -49,7 +49,7 @@ def test_finish_is_the_core_s(color_fix: str) -> None:
     # A decoder's values are not on 8-bit levels.
     decoded = torch.rand(reference.shape, generator=torch.Generator().manual_seed(1))
     expected = [
-        plugin("seesr_core.image").finish(pil(a), pil(b), lr_size=(41, 30), scale=4.0, color_fix=color_fix)
+        plugin("seesr_core.pictures.sizes").finish(pil(a), pil(b), lr_size=(41, 30), scale=4.0, color_fix=color_fix)
         for a, b in zip(decoded, reference, strict=True)
     ]
     found = finished(decoded, reference, lr, color_fix=color_fix)

@@ -89,7 +89,7 @@ def test_the_unet_first_sees_the_lr_embedding(options, start):
     levels = sigmas(model, **options)
     with unet_inputs(model) as seen:
         sample_stock(model, lre(model, levels, start_timestep=start), levels[:2], latent)
-    expected = plugin("seesr_core.schedule").lr_embedding(SCALE * latent["samples"], normal(latent, 5), start)
+    expected = plugin("seesr_core.method.schedule").lr_embedding(SCALE * latent["samples"], normal(latent, 5), start)
     error = (seen[0][:2] - expected).norm() / expected.norm()
     assert error < 1e-6
     assert torch.allclose(seen[0][:2], expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
@@ -103,7 +103,7 @@ def test_any_stock_sampler_starts_there(name):
     levels = sigmas(model, steps=2)
     with unet_inputs(model) as seen:
         sampled = sample_stock(model, lre(model, levels), levels, latent, sampler=comfy.samplers.sampler_object(name))
-    expected = plugin("seesr_core.schedule").lr_embedding(SCALE * latent["samples"], normal(latent, 5))
+    expected = plugin("seesr_core.method.schedule").lr_embedding(SCALE * latent["samples"], normal(latent, 5))
     assert torch.allclose(seen[0][:1], expected, rtol=0, atol=5e-6)
     assert torch.isfinite(sampled).all()
 
@@ -116,7 +116,7 @@ def test_nodes_without_a_noise_input_start_there_by_the_hosts_add_noise():
     positive, negative = prompts()
     with unet_inputs(model) as seen:
         extras.SamplerCustom().sample(model, False, 0, 3.0, positive, negative, ddpm(), levels, noisy)
-    expected = plugin("seesr_core.schedule").lr_embedding(SCALE * latent["samples"], normal(latent, 5))
+    expected = plugin("seesr_core.method.schedule").lr_embedding(SCALE * latent["samples"], normal(latent, 5))
     assert torch.allclose(seen[0][:1], expected, rtol=0, atol=5e-6)
 
 

@@ -112,7 +112,7 @@ def test_reads_the_published_folders(places: Path) -> None:
 def write_published(folder: Path) -> None:
     """The shipped networks as the published model lies: diffusers folders."""
     parts = nets.nano_parts()
-    base = plugin("seesr_core.checkpoints.sd").read_base(nets.NANO / "checkpoints" / "seesr-nano.safetensors")
+    base = plugin("seesr_core.formats.sd").read_base(nets.NANO / "checkpoints" / "seesr-nano.safetensors")
     unet = {**base.unet_state, **parts.rca_state}
     for name, config, state in (
         ("unet", parts.unet_config, unet),

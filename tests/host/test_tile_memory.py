@@ -88,6 +88,6 @@ def test_the_number_of_tiles_at_once_follows_free_memory(monkeypatch, free, expe
     import comfy.model_management
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free)
-    choose = plugin("nodes.host.tile_memory").choose_tile_batch
+    choose = plugin("nodes.host.tiling.memory").choose_tile_batch
     assert choose(Memory(), [2, 4, 96, 96], torch.device("cuda")) == expected
     assert choose(Memory(), [2, 4, 96, 96], torch.device("cpu")) == 1

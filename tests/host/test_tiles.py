@@ -238,7 +238,7 @@ def test_a_network_that_notices_tiles_gives_what_the_cores_tiled_denoiser_gives(
     options = {**TILES, "sampler": ddpm("euler"), "prompts": given, "window": window, "tile_batch": 2}
     tiled = sample_tiled(function_model(denoised, model), noise(), levels, latent, **options)
 
-    tiling = plugin("seesr_core.tiling")
+    tiling = plugin("seesr_core.tiling.grid")
     core = tiling.TiledDenoiser(
         denoise=lambda x, t, tiles=None: 3.0 * global_eps(x, 1.0) - 2.0 * global_eps(x, 0.5),
         tile=8,

@@ -41,7 +41,7 @@ def running(each_server: Server) -> Server:
     each_server.put("input", "nan.latent", save(latent))
     each_server.put("models/dape", OTHER_DAPE, b"")
     path = each_server.base / "models" / "dape" / OTHER_DAPE
-    plugin("seesr_core.checkpoints.ram").write_dape(path, network(), vocabulary())
+    plugin("seesr_core.formats.ram").write_dape(path, network(), vocabulary())
     return each_server
 
 

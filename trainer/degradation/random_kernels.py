@@ -9,7 +9,14 @@ from torch import Tensor
 
 from .config import BlurConfig, DegradationConfig, FinalSincConfig, KernelFamily, Range
 from .draws import Draws
-from .kernels import delta_kernel, gaussian_kernel, generalized_kernel, pad_kernel, plateau_kernel, sinc_kernel
+from .kernels import (
+    delta_kernel,
+    gaussian_kernel,
+    generalized_kernel,
+    pad_kernel,
+    plateau_kernel,
+    sinc_kernel,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,9 +21,9 @@ from seesr_core.errors import SettingsError
 from seesr_core.models import load_models
 from seesr_core.pipeline import SeeSRPipeline
 
-from .. import command
-from ..data import seeded
-from ..stage1 import read_teacher
+from ..data.crops import seeded
+from ..engine import command
+from ..stage1.task import read_teacher
 from .degrade import spread
 from .denoising import TIMESTEPS
 from .measure import SETTINGS, Figures, Measure, means, read_niqe_model

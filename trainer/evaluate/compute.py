@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from seesr_core.errors import DataError
-from seesr_core.reading import Photo, read_photo
+from seesr_core.pictures.reading import Photo, read_photo
 
-from ..data import digest
+from ..data.crops import digest
 from .builds import Builds
 from .metrics import BY_KEY, Facts, Outcome
 from .pictures import as_picture, as_tensor, enlarge

@@ -31,11 +31,11 @@ from torch import Tensor
 from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
 from seesr_core.errors import DataError, SettingsError
 
-from .. import command
-from ..data import Photo, load_rgb, read_photos, seeded
+from ..data.crops import Photo, load_rgb, read_photos, seeded
 from ..degradation import DegradationConfig
+from ..engine import command
 from ..nano.tagger import predict, split, targets
-from ..stage1 import read_teacher
+from ..stage1.task import read_teacher
 from .degrade import degraded
 from .ranking import Estimate, map_over_photos, map_over_tags, resamples
 from .report import Column, markdown, show, write_json

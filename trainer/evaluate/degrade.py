@@ -20,12 +20,12 @@ import tyro
 from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError
-from seesr_core.image import to_u8
-from seesr_core.writing import save_picture
+from seesr_core.pictures.sizes import to_u8
+from seesr_core.pictures.writing import save_picture
 
-from .. import command
-from ..data import Photo, load_rgb, read_photos, seeded
+from ..data.crops import Photo, load_rgb, read_photos, seeded
 from ..degradation import DegradationConfig, GeneratorDraws, degrade
+from ..engine import command
 from .pictures import as_picture
 from .report import show, write_json
 

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seesr_core.denoiser import Denoiser
 from seesr_core.errors import DataError
-from seesr_core.image import prepare
+from seesr_core.method.denoiser import Denoiser
+from seesr_core.method.schedule import lr_embedding
+from seesr_core.pictures.sizes import prepare
 from seesr_core.pipeline import Prompts, SeeSRPipeline
-from seesr_core.placement import PlacedDenoiser
-from seesr_core.schedule import lr_embedding
 from seesr_core.settings import UpscaleSettings
+from seesr_core.tiling.runner import PlacedDenoiser
 
-from ..data import seeded
+from ..data.crops import seeded
 from .pictures import as_tensor
 
 TIMESTEPS = (100, 300, 500, 700, 900)

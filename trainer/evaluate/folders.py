@@ -10,11 +10,11 @@ from typing import Any
 import tyro
 from PIL import Image
 
-from seesr_core.devices import AUTO, choose_device
 from seesr_core.errors import DataError, SettingsError
-from seesr_core.files import atomic_write
+from seesr_core.runtime.devices import AUTO, choose_device
+from seesr_core.runtime.files import atomic_write
 
-from .. import command
+from ..engine import command
 from .builds import Backend, Builds, find_builds
 from .compute import BICUBIC, HR, SR, Case, Computation, Processes
 from .metrics import choose_metrics

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from seesr_core.files import atomic_write
+from seesr_core.runtime.files import atomic_write
 
 from .compute import BICUBIC, HR, SR, Loaded
 from .metrics import BY_KEY

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from seesr_core.errors import DataError
-from seesr_core.reading import read_photo
+from seesr_core.pictures.reading import read_photo
 
-from ..data import SUFFIXES
+from ..data.crops import SUFFIXES
 
 
 def list_pictures(folder: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seesr_core.files import atomic_write
+from seesr_core.runtime.files import atomic_write
 
 ABSENT = "–"
 

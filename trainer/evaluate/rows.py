@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageFilter
 
-from seesr_core.image import Size, resize
+from seesr_core.method.schedule import LAST_TIMESTEP
+from seesr_core.pictures.sizes import Size, resize
 from seesr_core.pipeline import Prompts, SeeSRPipeline
-from seesr_core.schedule import LAST_TIMESTEP
 from seesr_core.settings import UpscaleSettings
 
 FULL = "full"

@@ -17,7 +17,16 @@ from .boxes import Annotations, read_annotations
 from .compute import SR, Case
 from .detection import check_size, shared_categories
 from .masks import encode, mask_precision, why_absent
-from .panoptic import VOID, Ids, MeanIoU, PanopticAnnotations, PanopticQuality, Segment, Segmented, read_panoptic
+from .panoptic import (
+    VOID,
+    Ids,
+    MeanIoU,
+    PanopticAnnotations,
+    PanopticQuality,
+    Segment,
+    Segmented,
+    read_panoptic,
+)
 from .pictures import as_picture
 
 INSTANCES, PANOPTIC, SEMANTIC = "instances", "panoptic segments", "class maps"

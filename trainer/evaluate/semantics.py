@@ -17,13 +17,13 @@ import torch
 import tyro
 
 from seesr_core.dape import DAPE
-from seesr_core.devices import AUTO, choose_device
 from seesr_core.errors import DataError, SettingsError
-from seesr_core.files import atomic_write
+from seesr_core.runtime.devices import AUTO, choose_device
+from seesr_core.runtime.files import atomic_write
 
-from .. import command
-from ..data import seeded
-from ..stage1 import read_teacher
+from ..data.crops import seeded
+from ..engine import command
+from ..stage1.task import read_teacher
 from .compute import BICUBIC, HR, SR, Case
 from .dape import precision_rows, run_tagger, section, tagger_input
 from .detection import detection

@@ -17,13 +17,13 @@ import tyro
 from PIL import Image
 
 from seesr_core.cli import main as seesr
-from seesr_core.devices import AUTO
 from seesr_core.errors import DataError, SettingsError
-from seesr_core.files import atomic_write
 from seesr_core.model_files import NANO, find_model
+from seesr_core.runtime.devices import AUTO
+from seesr_core.runtime.files import atomic_write
 
-from .. import command
-from ..data import read_photos
+from ..data.crops import read_photos
+from ..engine import command
 from . import degrade, folders
 from .builds import Backend
 from .compute import BICUBIC, SR

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from seesr_core.writing import save_picture
+from seesr_core.pictures.writing import save_picture
 
 CELL = 512
 _HEADING, _GAP = 18, 4

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from seesr_core.errors import DataError
+from seesr_core.pictures.reading import read_photo
+from seesr_core.pictures.writing import save_picture
 from seesr_core.pipeline import Prompts, SeeSRPipeline
-from seesr_core.reading import read_photo
 from seesr_core.settings import UpscaleSettings
-from seesr_core.writing import save_picture
 
-from ..data import digest, fingerprint
+from ..data.crops import digest, fingerprint
 from .degrade import spread
 from .denoising import denoising_loss, make_target
 from .pictures import list_pictures, read_picture

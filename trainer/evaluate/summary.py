@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from seesr_core.files import atomic_write
+from seesr_core.runtime.files import atomic_write
 
-from ..data import seeded
+from ..data.crops import seeded
 from .builds import Builds
 from .compute import BICUBIC, SR, Rows
 from .measure import means

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from seesr_core.errors import SettingsError
 
-from .. import command
-from ..distribution import process_count
+from ..engine import command
+from ..engine.distribution import process_count
 from .build import Builder
 from .recipe import NANO_RECIPES, NanoConfig
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import Crops, by_image, seeded
-from ..loop import LoopConfig
-from ..samples import save_grid
+from ..data.crops import Crops, by_image, seeded
+from ..engine.loop import LoopConfig
+from ..engine.samples import save_grid
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,19 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from seesr_core.checkpoints.base import load_base
-from seesr_core.checkpoints.control import ControlParts, read_control, write_control
-from seesr_core.checkpoints.ram import read_dape, write_dape
-from seesr_core.checkpoints.sd import BaseParts, plain_config, read_base, write_base
 from seesr_core.dape import DAPE, Vocabulary
 from seesr_core.errors import SettingsError
-from seesr_core.files import atomic_write
-from seesr_core.schedule import BETA_END, BETA_START
+from seesr_core.formats.base import load_base
+from seesr_core.formats.control import ControlParts, read_control, write_control
+from seesr_core.formats.ram import read_dape, write_dape
+from seesr_core.formats.sd import BaseParts, plain_config, read_base, write_base
+from seesr_core.method.schedule import BETA_END, BETA_START
+from seesr_core.runtime.files import atomic_write
 
-from ..data import Crops, read_photos
-from ..loop import train
-from ..stage1 import train_dape
-from ..stage2 import Networks, build_networks, tag_prompts, train_control
+from ..data.crops import Crops, read_photos
+from ..engine.loop import train
+from ..stage1.task import train_dape
+from ..stage2.task import Networks, build_networks, tag_prompts, train_control
 from .autoencoder import AutoencoderTask, build_autoencoder
 from .autoencoder import identity as autoencoder_identity
 from .decoder import DecoderTask, interpolated

@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from seesr_core.denoiser import Denoiser
 from seesr_core.errors import SettingsError
-from seesr_core.sampling import StepNoise, sample, start_latent
+from seesr_core.method.denoiser import Denoiser
+from seesr_core.method.sampling import StepNoise, sample, start_latent
+from seesr_core.method.text import compose_prompt
 from seesr_core.settings import UpscaleSettings
-from seesr_core.text import compose_prompt
 
-from ..data import digest, fingerprint, seeded
-from ..loop import LoopConfig
-from ..pool import Pool, Prepared
-from ..samples import save_grid
-from ..stage2 import Networks, Stage2Task
+from ..data.crops import digest, fingerprint, seeded
+from ..data.pool import Pool, Prepared
+from ..engine.loop import LoopConfig
+from ..engine.samples import save_grid
+from ..stage2.task import Networks, Stage2Task
 from .autoencoder import charbonnier, to_signed
 
 
@@ -179,7 +179,7 @@ class DecoderTask(Stage2Task):
             self.critic = Critic(config.critic_width)
         self.decoder = networks.vae.decoder.requires_grad_(True).train()
         self.trained = nn.ModuleDict({"decoder": self.decoder, "critic": self.critic}).to(self.device)
-        self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trained.to(memory_format=torch.channels_last)
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when the part is resumed."""

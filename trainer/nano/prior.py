@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seesr_core.checkpoints.base import Base
 from seesr_core.dape.model import DAPE
+from seesr_core.formats.base import Base
 
-from ..data import seeded
+from ..data.crops import seeded
 from ..losses import noise_loss
 from ..recipes import Stage2Config
-from ..stage2 import Networks, Stage2Task, build_networks
+from ..stage2.task import Networks, Stage2Task, build_networks
 from .text import build_text_encoder
 
 

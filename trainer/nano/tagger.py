@@ -24,8 +24,8 @@ from seesr_core.dape.model import DAPE, DAPEConfig
 from seesr_core.dape.preprocess import normalize, prepare
 from seesr_core.errors import SettingsError
 
-from ..data import Photo, epoch_order, load_rgb, seeded
-from ..loop import LoopConfig
+from ..data.crops import Photo, epoch_order, load_rgb, seeded
+from ..engine.loop import LoopConfig
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from seesr_core.checkpoints.base import build_tokenizer
-from seesr_core.checkpoints.sd import TokenizerFiles
+from seesr_core.formats.base import build_tokenizer
+from seesr_core.formats.sd import TokenizerFiles
 
-from ..data import scoped_seed
+from ..data.crops import scoped_seed
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 PROMPT_WORDS = (

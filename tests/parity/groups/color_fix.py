@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seesr_core.color import color_fix, wavelet_low
-from seesr_core.image import to_u8
+from seesr_core.method.color import color_fix, wavelet_low
+from seesr_core.pictures.sizes import to_u8
 
 from ..compare import Comparison
 

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seesr_core.control import build_controlnet
-from seesr_core.denoiser import Denoiser
-from seesr_core.prior import build_unet
-from seesr_core.sampling import RecordedNoise, sample, start_latent
-from seesr_core.schedule import alphas_cumprod, ddpm_variance, timesteps
-from seesr_core.tiling import TiledDenoiser, gaussian_window, tile_grid
+from seesr_core.method.controlnet import build_controlnet
+from seesr_core.method.denoiser import Denoiser
+from seesr_core.method.sampling import RecordedNoise, sample, start_latent
+from seesr_core.method.schedule import alphas_cumprod, ddpm_variance, timesteps
+from seesr_core.method.unet import build_unet
+from seesr_core.tiling.grid import TiledDenoiser, gaussian_window, tile_grid
 
 from ..compare import Comparison
 from ..weights import rule_state_dict

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seesr_core.image import Sizes, finish, prepare, prepare_size
+from seesr_core.pictures.sizes import Sizes, finish, prepare, prepare_size
 
 from ..compare import Comparison
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seesr_core.control import build_controlnet
-from seesr_core.prior import build_unet
+from seesr_core.method.controlnet import build_controlnet
+from seesr_core.method.unet import build_unet
 
 from ..compare import Comparison
 from ..weights import read_key_shapes, rule_state_dict

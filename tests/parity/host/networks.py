@@ -24,7 +24,7 @@ def rule_made(folder: Path, kind: str, salts: tuple[str, str]) -> tuple[Any, Any
     unet_config, unet = _weights(folder, f"{kind}_unet", salts[0])
     controlnet_config, controlnet = _weights(folder, f"{kind}_controlnet", salts[1])
     rca = {key: tensor for key, tensor in unet.items() if ".image_attentions." in key}
-    parts = plugin("seesr_core.checkpoints.control").ControlParts(
+    parts = plugin("seesr_core.formats.control").ControlParts(
         unet_config=unet_config,
         controlnet_config=controlnet_config,
         controlnet_state=controlnet,

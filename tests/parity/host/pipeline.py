@@ -104,12 +104,12 @@ def grid_cases(fixture: Fixture) -> Iterator[Comparison]:
         if not key.endswith("_grid"):
             continue
         name = key.removesuffix("_grid")
-        settings = plugin("nodes.host.tiles").TileSettings(tile=grid["tile"], overlap=grid["overlap"])
-        tiles = plugin("seesr_core.tiling").tile_grid(*grid["latent_hw"], settings.tile, settings.overlap)
+        settings = plugin("nodes.host.tiling.tiles").TileSettings(tile=grid["tile"], overlap=grid["overlap"])
+        tiles = plugin("seesr_core.tiling.grid").tile_grid(*grid["latent_hw"], settings.tile, settings.overlap)
         yield Comparison.equal(GROUP, name, "tile_offsets", [[tile.y, tile.x] for tile in tiles], grid["offsets_yx"])
         expected = fixture.outputs.get(f"{name}.tile_weights_f64")
         if expected is not None:
-            weights = plugin("seesr_core.tiling").gaussian_window(tiles[0].height, settings.window)
+            weights = plugin("seesr_core.tiling.grid").gaussian_window(tiles[0].height, settings.window)
             yield Comparison.of(GROUP, name, "tile_weights", weights, expected, WEIGHTS_TOLERANCE)
 
 

@@ -1,0 +1,1 @@
+"""Tiled sampling inside the host: tiles, conditions, ControlNets, memory."""

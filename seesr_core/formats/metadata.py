@@ -1,0 +1,142 @@
+"""The JSON metadata in our `.safetensors` files, and how such a file is written.
+
+Every file of ours carries `format` and `version`; plain text stays as it is, all other values are JSON. A reader takes
+every version up to its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingsError, WeightsError
+from ..runtime.files import atomic_write
+
+BASE = "seesr-base"
+DAPE = "seesr-dape"
+DAPE_LORA = "seesr-dape-lora"
+CONTROL = "seesr-control"
+
+VERSIONS: Mapping[str, int] = {BASE: 1, DAPE: 1, DAPE_LORA: 1, CONTROL: 1}
+"""The newest version of each format that this code writes and reads."""
+
+DTYPES = (torch.float16, torch.float32)
+"""What our files may be stored in: half precision to ship, single precision to compare."""
+
+
+def encode(kind: str, fields: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a file of format `kind`: text stays text, everything else becomes JSON."""
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in fields.items()
+    }
+    return {"format": kind, "version": str(VERSIONS[kind]), **texts}
+
+
+def field(path: str | os.PathLike[str], metadata: Mapping[str, str], name: str, default: Any = ...) -> Any:
+    """The JSON value of `name`; `default` if it is absent.
+
+    Raises:
+        WeightsError: the field is absent and has no default, or is not JSON.
+    """
+    if name not in metadata:
+        if default is ...:
+            raise WeightsError(
+                f"{path} has no metadata field {name!r}; the file is damaged or was re-saved by another program."
+            )
+        return default
+    try:
+        return json.loads(metadata[name])
+    except json.JSONDecodeError as error:
+        raise WeightsError(
+            f"{path}: the metadata field {name!r} should be JSON, but {error.msg} at {error.pos}."
+        ) from error
+
+
+def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], kind: str) -> int:
+    """The file's version.
+
+    Raises:
+        WeightsError: it was written by a newer release, or states no whole number.
+    """
+    text = metadata.get("version", "")
+    if not text.isdecimal():
+        raise WeightsError(f"{path}: the metadata field 'version' should be a whole number, found {text!r}.")
+    if int(text) > VERSIONS[kind]:
+        raise WeightsError(
+            f"{path} is a {kind} file of version {text}; this release reads up to {VERSIONS[kind]}. Update the project."
+        )
+    return int(text)
+
+
+def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a `.safetensors` file under a temporary name and rename it.
+
+    Args:
+        path: ends in `.safetensors`.
+        tensors: any devices and strides; stored contiguous, sharing undone.
+        metadata: text to text.
+
+    Raises:
+        ResourceError: the folder cannot be written to or the disk is full.
+        SettingsError: `path` has another suffix.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if not str(path).endswith(".safetensors"):
+        raise SettingsError(f"{path}: a weights file of this project must end in .safetensors.")
+    ready = _apart(tensors)
+    with atomic_write(path) as temporary:
+        try:
+            save_file(ready, str(temporary), dict(metadata))
+        except SafetensorError as error:
+            raise _as_os_error(error, temporary) from error
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every floating tensor in `dtype`; whole numbers as they are.
+
+    Raises:
+        SettingsError: our files are stored in float16 or float32 only, or a weight is not finite in `dtype`.
+    """
+    if dtype not in DTYPES:
+        raise SettingsError(f"Weights are stored as float16 or float32, not as {dtype}.")
+    result = {key: t.detach().to(dtype) if t.is_floating_point() else t.detach() for key, t in tensors.items()}
+    broken = next(
+        (key for key, t in result.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None
+    )
+    if broken is not None:
+        raise SettingsError(
+            f"The weight {broken} is not finite as {dtype}; it was not saved. Check the training or use float32."
+        )
+    return result
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous on the CPU, copied where memory is shared: safetensors takes no views and no tensor twice."""
+    ready: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.numel() * tensor.element_size() or storage.data_ptr() in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        ready[key] = tensor
+    return ready
+
+
+def _as_os_error(error: Exception, temporary: os.PathLike[str]) -> OSError:
+    """safetensors reports a full disk as its own error; `atomic_write` speaks about OSErrors."""
+    return OSError(0, str(error), str(temporary))
+
+
+def as_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every floating tensor in `dtype` (untouched, and still memory-mapped, if it has it already)."""
+    return {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}

@@ -1,0 +1,1 @@
+"""Photo files in, finished pictures out: reading, sizes, writing."""

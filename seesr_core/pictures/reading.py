@@ -1,0 +1,189 @@
+"""Reading a photo file: what it holds is brought to upright 8-bit RGB, what goes beside it is remembered."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from ..errors import ImageError
+from ..runtime.memory import require_memory
+from .sizes import Size, as_rgb
+
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    AttributeError,
+    OverflowError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's readers raise on damaged files."""
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_DECODED_BYTES = 16
+"""Per pixel, at most, while a photo is read: decoded, turned, converted and apart from its alpha."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Photo:
+    """A photo as the method takes it."""
+
+    rgb: Image.Image
+    """Upright 8-bit RGB."""
+    alpha: Image.Image | None = None
+    """Transparency of the same size, mode L."""
+    grey: bool = False
+    """The file was without colour, so its result should be, too."""
+    icc: bytes | None = None
+    """The ICC profile that the RGB (or grey) values belong to."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know about the conversion."""
+
+    @property
+    def size(self) -> Size:
+        """(width, height) in pixels."""
+        return self.rgb.size
+
+    def like(self, result: Image.Image) -> Image.Image:
+        """`result` (RGB) with this photo's transparency, enlarged beside it, and without colour if it had none."""
+        picture = result.convert("L") if self.grey else result
+        if self.alpha is None:
+            return picture
+        picture = picture.convert("LA" if self.grey else "RGBA")
+        picture.putalpha(self.alpha.resize(result.size, Image.Resampling.BICUBIC))
+        return picture
+
+
+def read_photo(path: str | os.PathLike[str], *, frame: int | None = None) -> Photo:
+    """Read one picture.
+
+    Args:
+        path: any format that Pillow opens.
+        frame: which picture (from 0) of an animation or of a file with several pages; None refuses such files.
+
+    Raises:
+        ImageError: missing, empty, no picture, truncated, animated, or of a kind that 8-bit RGB cannot stand for.
+        ResourceError: too large to be decoded in the memory that is left.
+    """
+    source = Path(path)
+    _check_file(source)
+    with _one_sentence(source), _unlimited_size(), Image.open(source) as image:
+        _choose_frame(image, source, frame)
+        width, height = image.size
+        require_memory(
+            width * height * _DECODED_BYTES, f"{source} ({width}×{height} pixels)", "cut it into parts or reduce it"
+        )
+        stored = _stored_mode(image)
+        image.load()
+        photo = _as_photo(image, source)
+    photo.grey |= stored.startswith("LA")  # 16-bit grey with alpha is decoded to RGBA
+    if ";16" in stored:
+        photo.notes.append("16 bits a channel were read; the method works on 8")
+    return photo
+
+
+def _check_file(source: Path) -> None:
+    if source.is_dir():
+        raise ImageError(f"{source} is a folder: expected a picture file.")
+    try:
+        size = source.stat().st_size
+    except OSError as error:
+        raise ImageError(f"{source} cannot be read: {error.strerror or error}. Check the name.") from error
+    if size == 0:
+        raise ImageError(f"{source} is empty (0 bytes): expected a picture. Copy or download it again.")
+
+
+@contextmanager
+def _one_sentence(source: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{source} is not a picture that can be read: expected PNG, JPEG, WebP, TIFF or another format of Pillow."
+        ) from error
+    except _BROKEN as error:
+        if isinstance(error, PermissionError):
+            raise ImageError(f"{source} cannot be read: {error.strerror}. Check its permissions.") from error
+        raise ImageError(f"{source} is truncated or damaged ({error}). Copy or download it again.") from error
+
+
+@contextmanager
+def _unlimited_size() -> Iterator[None]:
+    """Pillow refuses pictures beyond a fixed number of pixels; here the memory that is left decides."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _choose_frame(image: Image.Image, source: Path, frame: int | None) -> None:
+    count = getattr(image, "n_frames", 1)
+    if frame is not None:
+        if not 0 <= frame < count:
+            raise ImageError(f"{source} has no frame {frame}: expected 0 to {count - 1}.")
+        image.seek(frame)
+    elif count > 1 and image.format != "MPO":  # cameras put a preview behind the photo into an MPO file
+        raise ImageError(f"{source} is animated or has several pages ({count}): choose one with --frame, from 0.")
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """How the file stores a pixel ("RGB;16B"), which `image.mode` does not tell after decoding; "" where unknown."""
+    for tile in getattr(image, "tile", ()):
+        stored = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
+        if isinstance(stored, str):
+            return stored
+    return ""
+
+
+def _as_photo(image: Image.Image, source: Path) -> Photo:
+    _check_range(image, source)
+    icc = image.info.get("icc_profile")
+    grey = image.mode in _GREY_MODES
+    upright = ImageOps.exif_transpose(image)
+    if image.mode == "CMYK":
+        rgb, note = _from_cmyk(upright, icc)
+        return Photo(rgb=rgb, notes=[note])
+    alpha = upright.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    keeps_values = grey or image.mode in ("RGB", "RGBA", "P")
+    return Photo(rgb=as_rgb(upright), alpha=alpha, grey=grey, icc=icc if keeps_values else None)
+
+
+def _check_range(image: Image.Image, source: Path) -> None:
+    if image.mode == "F":
+        raise ImageError(f"{source} holds floating-point values: expected 8 or 16 bits a channel. Convert it first.")
+    if image.mode == "I":
+        low, high = np.asarray(image).min(), np.asarray(image).max()
+        if low < 0 or high > 65535:
+            raise ImageError(f"{source} holds values from {low} to {high}: expected 16 bits a channel (0 to 65535).")
+
+
+def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
+    """RGB and how it was got: through the file's own profile, or by the plain formula without one."""
+    if icc:
+        try:
+            profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
+            if converted is not None:
+                return converted, "CMYK was converted to sRGB by the file's profile"
+        except (ImageCms.PyCMSError, OSError):
+            return image.convert("RGB"), "CMYK was converted to RGB; the file's colour profile is damaged"
+    return image.convert("RGB"), "CMYK was converted to RGB without a colour profile"

@@ -1,0 +1,211 @@
+"""What upscaling a photo will take: memory, as the run itself estimates it, and time, from counted operations.
+
+The operations of one call of U-Net and ControlNet are an exact polynomial in the number of latent cells n (attention is
+quadratic); its coefficients were counted on the networks and a test counts them again. How fast a device works through
+them is a guess within a factor of two.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from ..errors import SettingsError
+from ..models import Models
+from ..pictures.sizes import Sizes, prepare_size
+from ..settings import UpscaleSettings
+from .memory import available_memory
+from .planning import count_tiles, estimate
+
+CARDS = Path(__file__).parent / "cards.json"
+_CELL_PIXELS = 64
+_RUNTIME = 0.5e9
+"""Bytes of Python, torch and its libraries on a CPU, of the context on a GPU."""
+_CARD_SHARE, _CARD_LIMIT = 0.3, 60e12
+"""Share of its stated throughput that a card reaches on these networks; none does more, since kernels are small."""
+_CPU_SHARE = 0.8
+"""The same for a CPU, of what it reaches on one large matrix product."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """What counts of a model's sizes."""
+
+    name: str
+    """What it is."""
+    channels: int
+    """First channels of the U-Net."""
+    vae_channels: int
+    """First channels of the autoencoder."""
+    call: tuple[float, float, float]
+    """Operations of one call of U-Net and ControlNet: a + b·n + c·n² for n latent cells."""
+    vae_pixel: tuple[float, float]
+    """Operations of encoding and decoding, a pixel: a + b·(pixels of a tile)."""
+    tagger: float
+    """Operations of the tagger."""
+    half: int
+    """Parameters kept in the networks' precision: U-Net, ControlNet, autoencoder."""
+    single: int
+    """Parameters kept in single precision: text encoder and tagger."""
+
+
+FULL = ModelShape(
+    name="SeeSR on Stable Diffusion 2-base",
+    channels=320,
+    vae_channels=128,
+    call=(1.12536781e10, 3.1269024e8, 2.0445e4),
+    vae_pixel=(1.3589699e7, 1.0),
+    tagger=3.2e11,
+    half=1_126_760_324 + 489_031_440 + 83_653_863,
+    single=340_387_840 + 212_117_045,
+)
+"""The published model."""
+
+NANO = ModelShape(
+    name="the embedded small model",
+    channels=64,
+    vae_channels=64,
+    call=(9.9221504e7, 5.74272e6, 280.0),
+    vae_pixel=(1.00584e6, 0.0),
+    tagger=2e9,
+    half=9_601_604 + 4_233_168 + 2_445_063,
+    single=1_298_112 + 4_402_335,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """Something that computes."""
+
+    name: str
+    """What it is called."""
+    kind: str
+    """`cpu` or `cuda`."""
+    memory: int | None
+    """Bytes that a run may use; None where unknown."""
+    speed: float
+    """Operations a second on these networks."""
+    dtype: torch.dtype
+    """Precision that a run would take on it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What one photo will take."""
+
+    sizes: Sizes
+    """In pixels, all stages."""
+    steps: int
+    """Denoising steps."""
+    tiles: int
+    """Tiles a step."""
+    seconds: float
+    """Rough time, without loading; within a factor of two."""
+    bytes: int
+    """Peak memory on the device."""
+    device: Device
+    """On what."""
+    model: str
+    """With what."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has that much memory, as far as is known."""
+        return self.device.memory is None or self.bytes <= self.device.memory
+
+
+def predict(shape: ModelShape, lr: tuple[int, int], settings: UpscaleSettings, device: Device) -> Prediction:
+    """Memory and time for one photo.
+
+    Args:
+        shape: the model.
+        lr: (width, height) of the photo.
+        settings: scale, steps, tiles and so on.
+        device: where.
+    """
+    sizes = prepare_size(*lr, scale=settings.scale, min_size=settings.min_size)
+    needs = estimate(_stand_in(shape, device), settings, sizes)
+    weights = shape.half * device.dtype.itemsize + shape.single * 4
+    pictures = max(needs.pictures, needs.held + needs.networks) if device.kind == "cpu" else needs.networks
+    steps = len(settings.denoised_timesteps())
+    return Prediction(
+        sizes=sizes,
+        steps=steps,
+        tiles=count_tiles(*sizes.prepared, settings),
+        seconds=_operations(shape, sizes, settings, steps) / device.speed,
+        bytes=int(weights + pictures + _RUNTIME),
+        device=device,
+        model=shape.name,
+    )
+
+
+def _stand_in(shape: ModelShape, device: Device) -> Models:
+    """As much of a loaded model as the run's own estimate looks at."""
+    unet = SimpleNamespace(config=SimpleNamespace(block_out_channels=[shape.channels]))
+    vae = SimpleNamespace(config={"encoder_block_out_channels": [shape.vae_channels]})
+    found = SimpleNamespace(unet=unet, vae=vae, device=torch.device(device.kind), dtype=device.dtype)
+    return cast(Models, found)
+
+
+def _operations(shape: ModelShape, sizes: Sizes, settings: UpscaleSettings, steps: int) -> float:
+    width, height = sizes.prepared
+    tiles = count_tiles(width, height, settings)
+    cells = min(width * height, settings.tile**2) / _CELL_PIXELS
+    constant, linear, square = shape.call
+    call = constant + linear * cells + square * cells**2
+    halves = 2 if settings.cfg > 1 else 1
+    pixel, quadratic = shape.vae_pixel
+    vae = width * height * (pixel + quadratic * min(width * height, settings.vae_tile**2))
+    return steps * tiles * halves * call + vae + shape.tagger
+
+
+def card(name: str) -> Device:
+    """A card by its name, or a part of it.
+
+    Raises:
+        SettingsError: it is not in the table.
+    """
+    for entry in _cards():
+        if entry["name"].lower() in name.lower():
+            speed = min(entry["teraflops"] * 1e12 * _CARD_SHARE, _CARD_LIMIT)
+            return Device(
+                name=entry["name"],
+                kind="cuda",
+                memory=int(entry["gigabytes"] * 1e9),
+                speed=speed,
+                dtype=torch.float16,
+            )
+    raise SettingsError(f"Unknown card {name!r}: expected {', '.join(entry['name'] for entry in _cards())}.")
+
+
+def this_device(device: torch.device, dtype: torch.dtype) -> Device:
+    """The device of this machine, its memory asked and its speed measured in half a second."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = any(entry["name"].lower() in name.lower() for entry in _cards())
+        speed = card(name).speed if known else min(_matrix_speed(device, dtype) * _CARD_SHARE, _CARD_LIMIT)
+        return Device(name=name, kind="cuda", memory=available_memory(device), speed=speed, dtype=dtype)
+    speed = _matrix_speed(device, dtype) * _CPU_SHARE
+    return Device(name=str(device), kind="cpu", memory=available_memory(device), speed=speed, dtype=dtype)
+
+
+def _cards() -> list[dict[str, Any]]:
+    cards: list[dict[str, Any]] = json.loads(CARDS.read_text(encoding="utf-8"))["cards"]
+    return cards
+
+
+def _matrix_speed(device: torch.device, dtype: torch.dtype, *, side: int = 1024, seconds: float = 0.4) -> float:
+    """Operations a second of square matrix products, the fastest of several."""
+    a = torch.full((side, side), 0.5, device=device, dtype=dtype)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end or best == 0.0:
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        best = max(best, 2 * side**3 / (time.perf_counter() - start))
+    return best

@@ -1,0 +1,98 @@
+"""What a run will need, told before it begins: tiles, and memory for pictures and for one tile's networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..method.denoiser import PIXELS_PER_LATENT
+from ..models import Models
+from ..pictures.sizes import Sizes
+from ..settings import UpscaleSettings
+from ..tiling.grid import tile_grid
+from .memory import require_memory
+
+# Bytes, measured on pictures of 36 megapixels and rounded up.
+_LR_PIXEL = 24  # a pixel of the photo: decoded, converted, and as the tagger's float input
+_HELD_PIXEL = 6  # a pixel of the prepared picture and of the decoded one
+_FINISH_PIXEL = {"none": 14, "adain": 18, "wavelet": 32}  # what the finish adds for one picture
+# Feature maps alive at once, in units of the first level's.
+_UNET_MAPS = 80
+_VAE_MAPS = 6
+_VAE_MARGIN = 160  # pixels of surrounding that a tile of the autoencoder is given on each side
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """Bytes that a run takes at its peak, beside the weights."""
+
+    pictures: int
+    """All pictures, on the CPU, while the result is finished."""
+    held: int
+    """Those of them that are kept while the networks run."""
+    networks: int
+    """Feature maps of the largest call of a network, on its device."""
+
+
+def require_resources(models: Models, settings: UpscaleSettings, sizes: Sizes, *, batch: int = 1) -> None:
+    """Refuse a run that will not fit into memory.
+
+    Raises:
+        ResourceError: with the estimate, what is available, and what to change.
+    """
+    needs = estimate(models, settings, sizes, batch=batch)
+    work = f"Upscaling {_text(sizes.lr)} to {_text(sizes.final)} pixels"
+    require_memory(needs.pictures, work, "choose a smaller scale or cut the photo into parts")
+    advice = "choose smaller tiles (tile, vae_tile)"
+    if models.device.type == "cpu":
+        require_memory(needs.held + needs.networks, work, advice)
+    else:
+        require_memory(needs.networks, work, advice, models.device)
+
+
+def estimate(models: Models, settings: UpscaleSettings, sizes: Sizes, *, batch: int = 1) -> Needs:
+    """Needs of a batch of photos of one size."""
+    lr, prepared = _area(sizes.lr) * _LR_PIXEL, _area(sizes.prepared)
+    held = batch * (lr + prepared * _HELD_PIXEL)
+    return Needs(
+        pictures=held + prepared * _FINISH_PIXEL[settings.color_fix],
+        held=held,
+        networks=max(_unet_bytes(models, settings, sizes, batch), _vae_bytes(models, settings, sizes, batch)),
+    )
+
+
+def _unet_bytes(models: Models, settings: UpscaleSettings, sizes: Sizes, batch: int) -> int:
+    tiles = count_tiles(*sizes.prepared, settings)
+    at_once = min(settings.tile_batch or default_tile_batch(models.device), tiles)
+    cells = min(_area(sizes.prepared), settings.tile**2) // PIXELS_PER_LATENT**2
+    copies = batch * at_once * (2 if settings.cfg > 1 else 1)
+    channels = models.unet.config.block_out_channels[0]
+    return copies * cells * channels * models.dtype.itemsize * _UNET_MAPS
+
+
+def _vae_bytes(models: Models, settings: UpscaleSettings, sizes: Sizes, batch: int) -> int:
+    widths = models.vae.config.get("encoder_block_out_channels") or models.vae.config.block_out_channels
+    tile = settings.vae_tile + 2 * _VAE_MARGIN
+    area = min(sizes.prepared[0], tile) * min(sizes.prepared[1], tile)
+    return batch * area * widths[0] * models.dtype.itemsize * _VAE_MAPS
+
+
+def default_tile_batch(device: torch.device) -> int:
+    """Tiles denoised at once where the settings leave it open."""
+    return 1 if device.type == "cpu" else 4
+
+
+def count_tiles(width: int, height: int, settings: UpscaleSettings) -> int:
+    """How many tiles a prepared picture of width × height pixels is denoised in."""
+    rows, columns = height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
+    tile, overlap = settings.tile // PIXELS_PER_LATENT, settings.overlap // PIXELS_PER_LATENT
+    return 1 if rows * columns <= tile * tile else len(tile_grid(rows, columns, tile, overlap))
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"

@@ -1,0 +1,180 @@
+"""What a run will take, before it begins: parameters, memory by part, images, and hours at a measured rate."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from ..engine.distribution import process_count
+from ..engine.loop import Task
+from ..engine.loop_config import LoopConfig
+from .live_memory import LiveBytes
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+MOMENTS = {"adamw": 8, "adamw-fused": 8, "adamw-8bit": 2}
+"""Bytes per parameter that each optimizer keeps."""
+_CPU_ATTENTION: Any = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+"""Attention as torch computes it on CPUs, which torch's own table leaves out."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Plan:
+    """The figures of a dry run."""
+
+    trained: int
+    """Parameters with gradients."""
+    frozen: int
+    """Parameters without."""
+    memory: Mapping[str, int]
+    """Bytes on each process by part; `activations` is all that a pass needs beside weights and gradients, at most."""
+    checkpoint: int
+    """Bytes of one checkpoint."""
+    photos: int
+    """Photos to draw from; 0 if unknown."""
+    photo_bytes: float
+    """Mean size of a photo's file."""
+    flops: float
+    """Floating-point operations an image, forward and backward."""
+    images_per_second: float
+    """Measured on this machine, over all processes, optimizer included; the second of two steps."""
+    config: LoopConfig
+    """What was planned."""
+
+    @property
+    def images(self) -> int:
+        """Images that the run sees."""
+        return self.config.steps * self.config.batch_size
+
+    @property
+    def hours(self) -> float:
+        """At the measured rate."""
+        return self.images / self.images_per_second / 3600
+
+    def lines(self) -> list[str]:
+        """As text."""
+        config, total = self.config, sum(self.memory.values())
+        epochs = f", {self.images / self.photos:.1f} epochs of {self.photos:,} photos" if self.photos else ""
+        parts = [f"  {name:<12}{size / GIB:9.3f} GiB" for name, size in self.memory.items()]
+        return [
+            f"parameters: {self.trained:,} trained, {self.frozen:,} frozen",
+            "memory of each process:",
+            *parts,
+            f"  {'total':<12}{total / GIB:9.3f} GiB",
+            f"checkpoint: {self.checkpoint / GIB:.3f} GiB every {config.save_every} steps",
+            f"steps: {config.steps:,} of {config.batch_size} images ({process_count()} processes × accumulation "
+            f"{config.accumulation} × {config.micro_batch}); {self.images:,} images{epochs}",
+            f"arithmetic: {self.flops / 1e12:.4f} TFLOP an image",
+            f"rate: {self.images_per_second:.3f} images/s here; reads "
+            f"{self.images_per_second * self.photo_bytes / 1e6:.3f} MB/s of photos",
+            f"hours: {self.hours:.2f} at this rate",
+        ]
+
+
+def make_plan(task: Task, config: LoopConfig) -> Plan:
+    """Run two passes and an optimizer step that changes nothing, and measure them."""
+    trained = [p for p in task.trained.parameters() if p.requires_grad]
+    everything = [task.trained, *getattr(task, "frozen", ())]
+    frozen = _unique(p for module in everything for p in module.parameters() if not p.requires_grad)
+    activations, flops = cost_of_pass(lambda: _pass(task, config, 0)[0], [*trained, *frozen])
+    seconds = _timed_step(task, config, trained)
+    weights, gradients = _bytes(frozen) + _bytes(trained), _bytes(trained)
+    moments = sum(p.numel() for p in trained) * MOMENTS[config.optimizer]
+    average = gradients if config.ema else 0
+    memory = {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": moments,
+        "average": average,
+        "activations": activations,
+    }
+    paths = [photo.path for photo in getattr(getattr(task, "crops", None), "photos", [])]
+    return Plan(
+        trained=sum(p.numel() for p in trained),
+        frozen=sum(p.numel() for p in frozen),
+        memory=memory,
+        checkpoint=_bytes(trained) + moments + average,
+        photos=len(paths),
+        photo_bytes=_mean_size(paths),
+        flops=flops / config.micro_batch,
+        images_per_second=config.micro_batch * process_count() / seconds,
+        config=config,
+    )
+
+
+def show(plan: Plan) -> None:
+    """Log it line by line."""
+    for line in plan.lines():
+        log.info("%s", line)
+
+
+def _pass(task: Task, config: LoopConfig, part: int) -> tuple[Tensor, Mapping[str, float]]:
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    with torch.autocast(config.resolve_device().type, kind, enabled=kind is not None):
+        return task.loss(part)
+
+
+def cost_of_pass(loss: Callable[[], Any], parameters: Iterable[Tensor]) -> tuple[int, int]:
+    """Bytes that a forward and backward pass takes at most, beside the parameters and their gradients; and its
+    arithmetic, in floating-point operations of matrix products and convolutions. A result that needs no gradients has
+    no backward pass."""
+    parameters = list(parameters)
+    gradients = []
+    for parameter in parameters:
+        if parameter.requires_grad:  # gradients that are there already are added to, and not counted
+            parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    counting = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    with LiveBytes([*parameters, *gradients]) as memory, counting as counter:
+        result = loss()
+        if isinstance(result, Tensor) and result.requires_grad:
+            result.backward()
+    for parameter in parameters:
+        parameter.grad = None
+    return memory.peak, counter.get_total_flops()
+
+
+def _timed_step(task: Task, config: LoopConfig, trained: Iterable[nn.Parameter]) -> float:
+    """Seconds of a pass with its share of the optimizer step; weights are scaled by 1 and moved by 0."""
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+    start = _now(config)
+    _pass(task, config, 1)[0].backward()
+    middle = _now(config)
+    optimizer.step()
+    end = _now(config)
+    optimizer.zero_grad(set_to_none=True)
+    return middle - start + (end - middle) / config.accumulation
+
+
+def _now(config: LoopConfig) -> float:
+    if config.resolve_device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _unique(parameters: Iterable[Any]) -> list[Any]:
+    return list({id(p): p for p in parameters}.values())
+
+
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _mean_size(paths: list[Path]) -> float:
+    sizes = [path.stat().st_size for path in paths[:: max(1, math.ceil(len(paths) / 1000))] if path.is_file()]
+    return sum(sizes) / len(sizes) if sizes else 0.0

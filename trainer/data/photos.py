@@ -1,0 +1,169 @@
+"""Photos with tags, wherever they lie: folders, lists, pairs, shards, and mixtures of those."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from seesr_core.errors import DataError
+
+from ..engine.settings import read_toml
+from .mixture import Source
+from .shards import Span, expand, read_shards
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One training photo."""
+
+    path: Path
+    """Where it lies."""
+    tags: tuple[str, ...] = ()
+    """What is known to be on it; a missing tag means unknown, not absent."""
+    span: Span | None = None
+    """Its place in a shard; `path` is then its name only."""
+    lr: Path | None = None
+    """The degraded photo, a quarter as wide and high, where it is given and not made."""
+    source: Source | None = None
+    """Which source of a mixture it is from."""
+
+
+def read_photos(source: Path | str) -> list[Photo]:
+    """The photos of a source, in an order that depends on it alone.
+
+    A source is a folder of photos (recursive); a folder with HR and LR, whose pictures of one name are pairs; a
+    JSON-lines list, whose lines have `file` and `lr`, relative to the list, and `tags`, the latter two optional;
+    webdataset shards (`photos-{000..012}.tar`, a folder of .tar files, or an address that fsspec reads); or a mixture
+    of those, a .toml file with a table `[[source]]` for each: `data`, and optionally `weight` and `first`, the number
+    of photos taken from its beginning.
+
+    Raises:
+        DataError: nothing is there, a line is not as described, or no photo was found.
+    """
+    name, path = str(source), Path(source)
+    if name.endswith(".tar"):
+        photos = _from_shards(expand(name))
+    elif name.endswith(".toml"):
+        photos = _from_mixture(path)
+    elif path.is_dir():
+        photos = _from_folder(path)
+    elif path.is_file():
+        photos = [_read_line(path, number, line) for number, line in enumerate(_lines(path), 1)]
+    else:
+        raise DataError(
+            f"{source} does not exist; expected a folder of photos, a .jsonl list with one photo a line, "
+            "webdataset shards (.tar) or a mixture of those (.toml)."
+        )
+    if not photos:
+        raise DataError(f"No photos in {source}; expected at least one of {', '.join(sorted(SUFFIXES))}.")
+    return photos
+
+
+def _from_folder(folder: Path) -> list[Photo]:
+    if (folder / "HR").is_dir() and (folder / "LR").is_dir():
+        return _from_pairs(folder)
+    shards = sorted(str(path) for path in folder.rglob("*.tar"))
+    photos = [Photo(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    return photos or _from_shards(shards)
+
+
+def _from_pairs(folder: Path) -> list[Photo]:
+    low = {path.stem: path for path in (folder / "LR").iterdir() if path.suffix.lower() in SUFFIXES}
+    high = sorted(path for path in (folder / "HR").iterdir() if path.suffix.lower() in SUFFIXES)
+    lonely = sorted({path.stem for path in high} ^ low.keys())
+    if lonely:
+        raise DataError(f"{folder}: {', '.join(lonely[:5])} is only in one of HR and LR; remove it or add its partner.")
+    return [Photo(path, lr=low[path.stem]) for path in high]
+
+
+def _from_shards(shards: Sequence[str]) -> list[Photo]:
+    samples = read_shards(shards, SUFFIXES)
+    return [Photo(Path(sample.span.shard) / sample.name, sample.tags, sample.span) for sample in samples]
+
+
+def _from_mixture(path: Path) -> list[Photo]:
+    tables = read_toml(path).get("source")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) and "data" in table for table in tables):
+        raise DataError(
+            f"{path} should have a table [[source]] with `data` for each source of photos, found {tables!r}."
+        )
+    weighted = any("weight" in table for table in tables)
+    photos = []
+    for table in tables:
+        data = str(table["data"])
+        found = read_photos(data if "://" in data else path.parent / data)[: table.get("first")]
+        weight = table.get("weight", 0.0)
+        if weighted and not weight > 0:
+            raise DataError(f"{path}: the source {data} needs a weight above 0, like the others; found {weight!r}.")
+        source = Source(data, float(weight)) if weighted else None
+        photos += [dataclasses.replace(photo, source=source) for photo in found]
+    return photos
+
+
+def _lines(source: Path) -> list[str]:
+    try:
+        return source.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source} is no list of photos: expected a folder or UTF-8 text, found {error}.") from error
+
+
+def _read_line(source: Path, number: int, line: str) -> Photo:
+    try:
+        entry = json.loads(line)
+        path, tags = source.parent / entry["file"], entry.get("tags") or []
+        lr = source.parent / entry["lr"] if entry.get("lr") else None
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise TypeError("tags are a list of words")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{source}:{number} should be a JSON object with the key 'file' and maybe a list 'tags', "
+            f"this is {line[:60]!r}."
+        ) from error
+    for named in filter(None, (path, lr)):
+        if not named.is_file():
+            raise DataError(
+                f"{source}:{number} names {named.name}, but {named} does not exist; put it there or drop the line."
+            )
+    return Photo(path, tuple(tags), lr=lr)
+
+
+def load_rgb(path: Path) -> Tensor:
+    """A photo as uint8 (3, H, W), EXIF rotation applied.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return load_photo(Photo(path))
+
+
+def load_photo(photo: Photo) -> Tensor:
+    """As `load_rgb`, from wherever the photo lies."""
+    with opened(photo) as image:
+        array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
+
+
+@contextlib.contextmanager
+def opened(photo: Photo) -> Iterator[Image.Image]:
+    """The picture file, its header read.
+
+    Raises:
+        DataError: it is no picture, or within the block cannot be decoded.
+    """
+    path = photo.path
+    try:
+        with photo.span.open() if photo.span else path.open("rb") as file, Image.open(file) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}); remove it from the training data.") from error

@@ -1,0 +1,79 @@
+"""The command line that the stages share: a recipe gives the defaults, a TOML file and flags override settings."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from seesr_core.errors import SeeSRError
+
+from ..recipes import get_recipe
+from .settings import overridden, read_toml
+
+log = logging.getLogger(__name__)
+
+Command = TypeVar("Command")
+
+INTERRUPTED = 130
+SETTINGS = tyro.conf.arg(name="")
+"""Annotates the field `config` of a command: its settings become flags without a prefix."""
+
+# The help text joins lines; a topic of a recipe's docstring ("Hardware: …") is to start a line of its own.
+_TOPICS = re.compile(r"\n(?=[A-Z][a-z]+: )")
+
+
+def parse(
+    command: type[Command], recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str] | None, *, prog: str
+) -> Command:
+    """Fill `command`, a dataclass with `recipe`, `settings` and `config`, from the arguments.
+
+    Every other field without a default is required; the fields of `config` are flags of their own (`--loop.steps 100`).
+    The recipe comes first, over it the TOML file of `--settings`, over that the flags.
+
+    Raises:
+        SettingsError: an unknown recipe or setting, or settings that cannot work.
+        SystemExit: arguments that cannot be read, or `--help`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--settings", type=Path)
+    chosen, _ = first.parse_known_args(arguments)
+    name = chosen.recipe
+    config = get_recipe(recipes, name or next(iter(recipes)))
+    if chosen.settings:
+        config = overridden(config, read_toml(chosen.settings), chosen.settings)
+    required = {f.name: tyro.MISSING for f in fields(command) if f.default is MISSING}  # type: ignore[arg-type]
+    default = command(**{**required, "recipe": name or tyro.MISSING, "config": config})
+    description = f"{inspect.getdoc(command)}\n\n{_described(recipes, name)}"
+    return tyro.cli(command, args=arguments, default=default, prog=prog, description=description)
+
+
+def _described(recipes: Mapping[str, Callable[[], Any]], chosen: str | None) -> str:
+    """Every recipe in one line, or all about the chosen one."""
+    if chosen:
+        return _TOPICS.sub("\n\n", f"Recipe {chosen}: {inspect.getdoc(recipes[chosen])}")
+    return "\n\n".join(f"Recipe {name}: {(inspect.getdoc(r) or '').splitlines()[0]}" for name, r in recipes.items())
+
+
+def run(action: Callable[[], object]) -> int:
+    """Carry out a command; what a person can act on becomes one line and exit status 1, Ctrl-C becomes 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        action()
+    except SeeSRError as error:
+        log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("Interrupted; the same command goes on from the last checkpoint.")
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,216 @@
+"""What a run tells while it works: figures on disk, in TensorBoard and at Weights & Biases, progress, `run.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seesr_core import __version__
+from seesr_core.errors import ResourceError, SettingsError
+from seesr_core.runtime.files import atomic_write
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "numpy")
+
+
+class Meter:
+    """Means of figures between two lines of the log; every figure is averaged over the times that it was given."""
+
+    def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None) -> None:
+        self.sums, self.counts = dict(sums or {}), dict(counts or {})
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Take in the figures of a step, or of a part of one."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What the constructor takes."""
+        return {"sums": self.sums, "counts": self.counts}
+
+    @classmethod
+    def merged(cls, states: Iterable[Mapping[str, Mapping[str, Any]]]) -> Meter:
+        """Those of several processes as one."""
+        total = cls()
+        for state in states:
+            for name, value in state["sums"].items():
+                total.sums[name] = total.sums.get(name, 0.0) + value
+                total.counts[name] = total.counts.get(name, 0) + state["counts"][name]
+        return total
+
+    def means(self) -> dict[str, float]:
+        """By name."""
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.sums, self.counts = {}, {}
+
+
+class Journal:
+    """Writes the figures of a run to every place that wants them; only the main process has one that writes.
+
+    Args:
+        out: run folder.
+        writes: whether this process writes.
+        wandb: project of Weights & Biases, or nothing.
+        facts: the settings, shown there.
+
+    Raises:
+        SettingsError: Weights & Biases is asked for and not installed.
+    """
+
+    def __init__(self, out: Path, *, writes: bool, wandb: str = "", facts: Mapping[str, Any] | None = None) -> None:
+        self.paths = {"log": out / "log.jsonl", "validation": out / "validation.jsonl"}
+        self.writes = writes
+        self.board: Any = _tensorboard(out / "tensorboard") if writes else None
+        self.wandb: Any = _wandb(wandb, out, facts or {}) if writes and wandb else None
+
+    def begin(self, step: int) -> None:
+        """Drop the lines of steps that will be run again."""
+        for path in self.paths.values() if self.writes else ():
+            if step == 0:
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
+                with atomic_write(path) as temporary:
+                    temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
+
+    def write(self, line: Mapping[str, Any], *, kind: str = "log") -> None:
+        """One line of figures; it has at least `step`. `kind` is "log" or "validation".
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        if not self.writes:
+            return
+        try:
+            with self.paths[kind].open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise ResourceError(
+                f"Could not write {self.paths[kind]}: {error.strerror}. Free some room and give the same command again."
+            ) from error
+        figures = {name: value for name, value in line.items() if name != "step"}
+        if self.board is not None:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, line["step"])
+        if self.wandb is not None:
+            self.wandb.log(figures, step=line["step"])
+
+    def close(self) -> None:
+        """Flush what is still on its way."""
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("No TensorBoard files: `pip install tensorboard` if you want them; log.jsonl has the same figures.")
+        return None
+    return SummaryWriter(str(folder))
+
+
+def _wandb(project: str, out: Path, facts: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise SettingsError(
+            f"Logging to the Weights & Biases project {project!r} needs the package: `pip install wandb`, "
+            "or leave the setting `wandb` empty."
+        ) from error
+    return wandb.init(project=project, name=out.name, dir=str(out), config=dict(facts), resume="allow", id=out.name)
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; a line cut off by the end of the process belongs to a step that no checkpoint has."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+
+
+class Progress:
+    """The bar: images done, images per second, time left, and averages of the loss."""
+
+    def __init__(self, done: int, total: int, *, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            initial=done, total=total, unit="img", unit_scale=True, smoothing=0.05, disable=None if shown else True
+        )
+        self.loss: float | None = None
+
+    def add(self, images: int, loss: float) -> None:
+        """Count the images of a step; a loss that is no number leaves the average as it is."""
+        if math.isfinite(loss):
+            self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        if self.loss is not None:
+            self.bar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
+        self.bar.update(images)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+def write_run(out: Path, facts: Mapping[str, Any], *, processes: int, device: torch.device) -> None:
+    """`run.json`: the resolved recipe, the code's version and the environment, with one entry for every start."""
+    path = out / "run.json"
+    starts = _starts(path)
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "command": sys.argv,
+            "code": {"version": __version__, "commit": _commit()},
+            "processes": processes,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "packages": {name: _version(name) for name in _PACKAGES},
+        }
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"recipe": dict(facts), "starts": starts}, indent=1), "utf-8")
+
+
+def _starts(path: Path) -> list[dict[str, Any]]:
+    try:
+        starts: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["starts"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return starts
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, if it is a checkout and git is there."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

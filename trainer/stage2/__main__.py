@@ -1,0 +1,8 @@
+"""`python -m trainer.stage2`."""
+
+import sys
+
+from .task import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""How stage 2 is judged while it trains: fixed photos, fixed noise, fixed timesteps, so that figures can be compared.
+
+Of every LR/HR pair, the loss at one timestep of each quarter of the schedule, and the photo as the finished method
+restores it, measured against HR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seesr_core.dape import Vocabulary, prepare
+from seesr_core.errors import DataError
+from seesr_core.models import Models
+from seesr_core.pipeline import SeeSRPipeline
+from seesr_core.settings import UpscaleSettings
+
+from ..data.crops import by_image
+from ..engine.samples import save_grid
+from ..evaluate.measure import Measure, means, read_niqe_model
+from ..evaluate.pictures import as_picture, as_tensor, list_pictures, read_picture, unmatched
+
+if TYPE_CHECKING:
+    from .task import Batch, Stage2Task
+
+BANDS = ((0, 125), (250, 375), (500, 625), (750, 875))
+"""First timestep of each quarter, and the one at which the loss is taken."""
+SHOWN = 8
+_ALIGN = 64
+
+
+@dataclass(kw_only=True, slots=True)
+class ValidationPair:
+    """A photo to restore, and the original."""
+
+    name: str
+    """Of the files."""
+    lr: Tensor
+    """uint8 (3, h, w)."""
+    hr: Tensor
+    """uint8 (3, 4h, 4w)."""
+
+
+def read_pairs(folder: Path) -> list[ValidationPair]:
+    """The pairs in `folder/LR` and `folder/HR`, as `python -m trainer.evaluate.degrade` writes them.
+
+    Raises:
+        DataError: a folder is missing, a photo has no partner, or HR is not four times LR.
+    """
+    pictures = {kind: list_pictures(folder / kind) for kind in ("LR", "HR")}
+    if lonely := unmatched(pictures):
+        kind, names = next(iter(lonely.items()))
+        raise DataError(f"{folder / kind} has {', '.join(names[:5])} without a partner of that name; remove or add it.")
+    pairs = [
+        ValidationPair(name=name, lr=read_picture(path), hr=read_picture(pictures["HR"][name]))
+        for name, path in pictures["LR"].items()
+    ]
+    for pair in pairs:
+        if tuple(pair.hr.shape[1:]) != tuple(4 * side for side in pair.lr.shape[1:]):
+            raise DataError(
+                f"{folder}: HR of {pair.name} has {tuple(pair.hr.shape[1:])} pixels, expected four times its LR's "
+                f"{tuple(pair.lr.shape[1:])}; make the pairs by `python -m trainer.evaluate.degrade`."
+            )
+    return pairs
+
+
+class Validation:
+    """Figures and pictures of the present state of stage 2.
+
+    Args:
+        pairs: photos to judge by.
+        vocabulary: the tagger's.
+        settings: of sampling, over the published ones.
+        niqe_params: NIQE's published parameters; None leaves NIQE out.
+    """
+
+    def __init__(
+        self,
+        pairs: list[ValidationPair],
+        vocabulary: Vocabulary,
+        settings: Mapping[str, Any] | None = None,
+        niqe_params: Path | None = None,
+    ) -> None:
+        self.pairs, self.vocabulary = pairs, vocabulary
+        self.settings = UpscaleSettings.for_model(dict(settings or {}))
+        self.measure = Measure(niqe_model=read_niqe_model(niqe_params) if niqe_params else None)
+
+    @classmethod
+    def of_folder(
+        cls, folder: Path | None, vocabulary: Vocabulary, settings: Mapping[str, Any], niqe_params: Path | None
+    ) -> Validation | None:
+        """On the pairs in a folder, if there is one."""
+        return cls(read_pairs(folder), vocabulary, settings, niqe_params) if folder else None
+
+    @torch.no_grad()
+    def __call__(self, task: Stage2Task, folder: Path, step: int) -> dict[str, float]:
+        """Write `validation-<step>.png` (rows LR, SR, HR) and return the means of all figures."""
+        figures, _ = means(self.losses(task, number, pair) for number, pair in enumerate(self.pairs))
+        restored = [self.restore(task, pair) for pair in self.pairs]
+        judged, _ = means(self.measure(sr, pair.hr) for sr, pair in zip(restored, self.pairs, strict=True))
+        self._draw(folder / f"validation-{step:06d}.png", restored)
+        return {**figures, **judged}
+
+    def losses(self, task: Stage2Task, number: int, pair: ValidationPair) -> dict[str, float]:
+        """Equation 2 at each of `BANDS` and its mean, `val_loss`; the noise depends on the pair's number alone."""
+        batch = self._batch(task, number, pair)
+        text = task.encode_text(batch.prompts)
+        found = {}
+        for first, t in BANDS:
+            batch.timesteps = torch.full_like(batch.timesteps, t)
+            pred = task.predict(task.noisy(batch), batch, text)
+            found[f"val_loss_t{first}"] = float(F.mse_loss(pred.float(), batch.noise))
+        return {"val_loss": sum(found.values()) / len(found), **found}
+
+    def _batch(self, task: Stage2Task, number: int, pair: ValidationPair) -> Batch:
+        from .task import Batch
+
+        height, width = (max(side // _ALIGN, 1) * _ALIGN for side in pair.hr.shape[1:])
+        hr, lr = (x[None].to(task.device).float().div(255) for x in (pair.hr, pair.lr))
+        large = F.interpolate(lr, hr.shape[2:], mode="bicubic").clamp(0, 1)
+        hr, condition = hr[..., :height, :width], large[..., :height, :width].mul(255).round().div(255)
+        generators = by_image(0, 14, images=[number])
+        latents = task.encode_image(hr, generators)
+        return Batch(
+            target=hr,
+            condition=condition,
+            latents=latents,
+            noise=torch.randn(latents.shape, generator=generators[0]).to(task.device),
+            timesteps=torch.zeros(1, dtype=torch.long, device=task.device),
+            soft_prompt=task.soft_prompt(condition),
+            prompts=[self._tags(task, condition)],
+        )
+
+    def _tags(self, task: Stage2Task, condition: Tensor) -> str:
+        dape = task.networks.dape
+        logits = dape(prepare(condition, dape.config.swin.image_size)).logits_BN
+        (tags,) = self.vocabulary.prompt_tags(logits.float().cpu())
+        return f"{tags}," if tags else ""
+
+    def restore(self, task: Stage2Task, pair: ValidationPair) -> Tensor:
+        """The whole method on one photo, uint8 (3, 4h, 4w); the same noise every time."""
+        networks = task.networks
+        models = Models(
+            unet=networks.unet,
+            controlnet=networks.controlnet,
+            vae=networks.vae,
+            text_encoder=networks.text_encoder,
+            tokenizer=networks.tokenizer,
+            dape=networks.dape,
+            vocabulary=self.vocabulary,
+            name="training",
+            device=task.device,
+        )
+        return as_tensor(SeeSRPipeline(models=models)(as_picture(pair.lr), self.settings).image)
+
+    def _draw(self, path: Path, restored: list[Tensor]) -> None:
+        """The middles of the first photos, since photos differ in size."""
+        shown = list(zip(self.pairs, restored, strict=True))[:SHOWN]
+        side = min(min(pair.hr.shape[1:]) for pair, _ in shown)
+        large = [F.interpolate(pair.lr[None].float(), pair.hr.shape[1:], mode="nearest")[0] for pair, _ in shown]
+        rows = [large, [sr for _, sr in shown], [pair.hr for pair, _ in shown]]
+        save_grid(path, [torch.stack([_middle(image, side) for image in row]).float().div(255) for row in rows])
+
+
+def _middle(image_3HW: Tensor, side: int) -> Tensor:
+    top, left = ((length - side) // 2 for length in image_3HW.shape[1:])
+    return image_3HW[:, top : top + side, left : left + side]
