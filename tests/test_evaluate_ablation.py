@@ -14,11 +14,11 @@ from seesr_core.dape import Tag
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.formats.ram import write_dape
 from seesr_core.pipeline import Prompts, SeeSRPipeline
-from trainer.evaluate import ablation, study
-from trainer.evaluate.ablation import Options, main, run, table
-from trainer.evaluate.denoising import denoising_loss, make_target
 from trainer.evaluate.pictures import as_tensor
-from trainer.evaluate.rows import FILTERS, FULL, ROWS, Inputs, bicubic_sharpened, upscale
+from trainer.evaluate.study import ablation, study
+from trainer.evaluate.study.ablation import Options, main, run, table
+from trainer.evaluate.study.denoising import denoising_loss, make_target
+from trainer.evaluate.study.rows import FILTERS, FULL, ROWS, Inputs, bicubic_sharpened, upscale
 
 from .dape_nets import tiny_dape
 from .tiny_model import photo, tagger, tiny_models, write_tiny_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seesr_core.errors import DataError
-from trainer.evaluate.boxes import Found, Truth, average_precision, overlap, read_annotations, summary
+from trainer.evaluate.semantics.boxes import Found, Truth, average_precision, overlap, read_annotations, summary
 
 CATEGORIES = {3: "cat", 7: "dog", 9: "tree"}
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from seesr_core.errors import SettingsError
 from seesr_core.model_files import NANO_FOLDER
-from trainer.evaluate import iqa
-from trainer.evaluate.builds import Builds, find_builds
-from trainer.evaluate.fidelity import psnr_y, ssim_y
-from trainer.evaluate.iqa import PyiqaBuild, load_pyiqa, pyiqa_build
-from trainer.evaluate.measure import read_niqe_model
-from trainer.evaluate.metrics import BY_KEY, METRICS, choose_metrics
-from trainer.evaluate.own import own_niqe
 from trainer.evaluate.pictures import as_tensor
+from trainer.evaluate.quality import iqa
+from trainer.evaluate.quality.builds import Builds, find_builds
+from trainer.evaluate.quality.fidelity import psnr_y, ssim_y
+from trainer.evaluate.quality.iqa import PyiqaBuild, load_pyiqa, pyiqa_build
+from trainer.evaluate.quality.measure import read_niqe_model
+from trainer.evaluate.quality.metrics import BY_KEY, METRICS, choose_metrics
+from trainer.evaluate.quality.own import own_niqe
 
 from .niqe_files import write_niqe_params
 from .test_evaluate_fidelity import pictures

@@ -14,7 +14,7 @@ from seesr_core.dape import DAPE, DAPEOutput, Vocabulary
 from seesr_core.errors import DataError
 from seesr_core.formats.ram import write_dape
 from trainer.data.crops import read_photos
-from trainer.evaluate.dape import (
+from trainer.evaluate.semantics.dape import (
     Looks,
     Options,
     degraded_labels,

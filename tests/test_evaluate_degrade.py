@@ -13,7 +13,7 @@ from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError
 from trainer.degradation import DegradationConfig, SharpenConfig
-from trainer.evaluate.degrade import Options, central_square, degraded, main, make_pairs, spread
+from trainer.evaluate.testsets.degrade import Options, central_square, degraded, main, make_pairs, spread
 
 from .tiny_model import photo
 

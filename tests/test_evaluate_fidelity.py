@@ -9,8 +9,8 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from trainer.evaluate import fidelity
-from trainer.evaluate.fidelity import full_luma, psnr_y, ssim_y, studio_luma
+from trainer.evaluate.quality import fidelity
+from trainer.evaluate.quality.fidelity import full_luma, psnr_y, ssim_y, studio_luma
 
 
 def pictures(height: int, width: int, noise: float, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError
-from trainer.evaluate import iqa
-from trainer.evaluate.folders import main
 from trainer.evaluate.pictures import list_pictures
-from trainer.evaluate.report import Column, markdown
-from trainer.evaluate.sheet import contact_sheet
+from trainer.evaluate.quality import iqa
+from trainer.evaluate.quality.folders import main
+from trainer.evaluate.report.sheet import contact_sheet
+from trainer.evaluate.report.tables import Column, markdown
 
 from .niqe_files import noise, write_niqe_params
 from .tiny_model import photo

@@ -13,9 +13,9 @@ from scipy.ndimage import convolve, gaussian_filter
 from scipy.special import gamma
 
 from seesr_core.errors import DataError
-from trainer.evaluate import niqe as module
-from trainer.evaluate.measure import read_niqe_model
-from trainer.evaluate.niqe import NiqeModel, niqe
+from trainer.evaluate.quality import niqe as module
+from trainer.evaluate.quality.measure import read_niqe_model
+from trainer.evaluate.quality.niqe import NiqeModel, niqe
 
 Array = NDArray[np.float64]
 

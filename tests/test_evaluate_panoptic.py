@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from seesr_core.errors import DataError
-from trainer.evaluate.panoptic import VOID, MeanIoU, PanopticQuality, Segment, Segmented, read_panoptic
+from trainer.evaluate.semantics.panoptic import VOID, MeanIoU, PanopticQuality, Segment, Segmented, read_panoptic
 
 CAT, DOG, SKY = 1, 2, 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.evaluate.ranking import (
+from trainer.evaluate.semantics.ranking import (
     Estimate,
     average_precision,
     map_over_photos,

@@ -20,16 +20,16 @@ from PIL import Image
 from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError
-from trainer.evaluate import folders, iqa
-from trainer.evaluate.builds import Builds
-from trainer.evaluate.compute import Case, Processes
-from trainer.evaluate.folders import Options, evaluate, main
-from trainer.evaluate.metrics import Facts, Outcome
-from trainer.evaluate.own import own_psnr
-from trainer.evaluate.paper import SETS, table2, table3
-from trainer.evaluate.protocols import centre, under
-from trainer.evaluate.state import Known
-from trainer.evaluate.summary import worst_first
+from trainer.evaluate.quality import folders, iqa
+from trainer.evaluate.quality.builds import Builds
+from trainer.evaluate.quality.compute import Case, Processes
+from trainer.evaluate.quality.folders import Options, evaluate, main
+from trainer.evaluate.quality.metrics import Facts, Outcome
+from trainer.evaluate.quality.own import own_psnr
+from trainer.evaluate.quality.paper import SETS, table2, table3
+from trainer.evaluate.quality.protocols import centre, under
+from trainer.evaluate.quality.state import Known
+from trainer.evaluate.quality.summary import worst_first
 
 from .golden import ROOT
 from .niqe_files import noise, write_niqe_params
@@ -289,7 +289,7 @@ def test_page_is_one_file_with_the_worst_first(work: Path) -> None:
 
 
 def test_page_without_originals_and_cut_to_the_centre(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.evaluate import page
+    from trainer.evaluate.quality import page
 
     monkeypatch.setattr(page, "SIDE", 16)
     loaded = Case(name="a", sr=work / "sr" / "a.png", lr=work / "lr" / "a.png").load("B")

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError, WeightsError
-from trainer.evaluate import segmentation
-from trainer.evaluate.masks import why_absent
-from trainer.evaluate.panoptic import Segment, Segmented
-from trainer.evaluate.segmentation import INSTANCES, PANOPTIC, SEMANTIC, Raw, Segmenter
-from trainer.evaluate.semantics import Options, evaluate, main, table
+from trainer.evaluate.semantics import segmentation
+from trainer.evaluate.semantics.folders import Options, evaluate, main, table
+from trainer.evaluate.semantics.masks import why_absent
+from trainer.evaluate.semantics.panoptic import Segment, Segmented
+from trainer.evaluate.semantics.segmentation import INSTANCES, PANOPTIC, SEMANTIC, Raw, Segmenter
 
 from .tiny_model import photo
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.ram import write_dape
-from trainer.evaluate import detection
-from trainer.evaluate.boxes import Found
-from trainer.evaluate.detection import Detector
-from trainer.evaluate.semantics import Options, evaluate, main
+from trainer.evaluate.semantics import detection
+from trainer.evaluate.semantics.boxes import Found
+from trainer.evaluate.semantics.detection import Detector
+from trainer.evaluate.semantics.folders import Options, evaluate, main
 
 from .tiny_model import photo, tagger
 

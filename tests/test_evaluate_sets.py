@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError
-from trainer.evaluate.sets import Options, model_key, run
+from trainer.evaluate.testsets.sets import Options, model_key, run
 
 from .checkpoint_files import write_zeros
 from .tiny_model import photo, write_tiny_model

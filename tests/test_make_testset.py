@@ -13,7 +13,7 @@ from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError
 from trainer.degradation import DegradationConfig, SharpenConfig
-from trainer.make_testset import Options, compare, main, make_testset
+from trainer.evaluate.testsets.make import Options, compare, main, make_testset
 
 from .tiny_model import photo
 

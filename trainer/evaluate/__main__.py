@@ -4,13 +4,13 @@ import sys
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["semantics"]:
-        from .semantics import main as semantics
+        from .semantics.folders import main as semantics
 
         sys.exit(semantics(sys.argv[2:]))
     if sys.argv[1:2] == ["sets"]:
-        from .sets import main as sets
+        from .testsets.sets import main as sets
 
         sys.exit(sets(sys.argv[2:]))
-    from .folders import main
+    from .quality.folders import main
 
     sys.exit(main())

@@ -23,8 +23,8 @@ from seesr_core.settings import UpscaleSettings
 
 from ..data.crops import by_image
 from ..engine.samples import save_grid
-from ..evaluate.measure import Measure, means, read_niqe_model
 from ..evaluate.pictures import as_picture, as_tensor, list_pictures, read_picture, unmatched
+from ..evaluate.quality.measure import Measure, means, read_niqe_model
 
 if TYPE_CHECKING:
     from .task import Batch, Stage2Task

@@ -21,8 +21,8 @@ from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 from seesr_core.tiling.runner import PlacedDenoiser
 
-from ..data.crops import seeded
-from .pictures import as_tensor
+from ...data.crops import seeded
+from ..pictures import as_tensor
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 _STREAM = 22

@@ -13,8 +13,9 @@ from PIL import Image
 
 from seesr_core.errors import DataError, WeightsError
 
+from ..pictures import as_picture
+from ..quality.compute import SR, Case
 from .boxes import Annotations, read_annotations
-from .compute import SR, Case
 from .detection import check_size, shared_categories
 from .masks import encode, mask_precision, why_absent
 from .panoptic import (
@@ -27,7 +28,6 @@ from .panoptic import (
     Segmented,
     read_panoptic,
 )
-from .pictures import as_picture
 
 INSTANCES, PANOPTIC, SEMANTIC = "instances", "panoptic segments", "class maps"
 SETTINGS: Mapping[str, str] = {

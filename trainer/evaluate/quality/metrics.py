@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seesr_core.errors import SettingsError
 
-from .report import Column
+from ..report.tables import Column
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

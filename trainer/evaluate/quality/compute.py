@@ -16,10 +16,10 @@ from torch import Tensor
 from seesr_core.errors import DataError
 from seesr_core.pictures.reading import Photo, read_photo
 
-from ..data.crops import digest
+from ...data.crops import digest
+from ..pictures import as_picture, as_tensor, enlarge
 from .builds import Builds
 from .metrics import BY_KEY, Facts, Outcome
-from .pictures import as_picture, as_tensor, enlarge
 from .protocols import ProtocolName, under
 from .state import Known, file_hash, key_of
 

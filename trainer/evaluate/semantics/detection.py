@@ -13,9 +13,9 @@ from PIL import Image
 
 from seesr_core.errors import DataError, WeightsError
 
+from ..pictures import as_picture
+from ..quality.compute import BICUBIC, HR, SR, Case
 from .boxes import Annotations, Found, average_precision, read_annotations, summary
-from .compute import BICUBIC, HR, SR, Case
-from .pictures import as_picture
 
 Detect = Callable[[Image.Image], dict[str, Found]]
 """Detections of a picture by the name of their category, in lower case."""

@@ -12,15 +12,15 @@ import torch
 
 from seesr_core.runtime.files import atomic_write
 
-from ..data.crops import seeded
+from ...data.crops import seeded
+from ..report.tables import ABSENT, Column, markdown
+from ..semantics.ranking import Estimate, mean_estimate, resamples
 from .builds import Builds
 from .compute import BICUBIC, SR, Rows
 from .measure import means
 from .metrics import BY_KEY, METRICS, Facts, Metric, Outcome
 from .paper import SETS, Dataset, table2
 from .protocols import PROTOCOLS, ProtocolName
-from .ranking import Estimate, mean_estimate, resamples
-from .report import ABSENT, Column, markdown
 
 RESAMPLES = 1000
 _STREAM = 24

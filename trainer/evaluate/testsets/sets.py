@@ -22,17 +22,18 @@ from seesr_core.model_files import NANO, find_model
 from seesr_core.runtime.devices import AUTO
 from seesr_core.runtime.files import atomic_write
 
-from ..data.crops import read_photos
-from ..engine import command
-from . import degrade, folders
-from .builds import Backend
-from .compute import BICUBIC, SR
+from ...data.crops import read_photos
+from ...engine import command
+from ..quality import folders
+from ..quality.builds import Backend
+from ..quality.compute import BICUBIC, SR
+from ..quality.metrics import METRICS, choose_metrics
+from ..quality.paper import SETS, Dataset
+from ..quality.protocols import HR_SIDE
+from ..quality.state import file_hash
+from ..report.tables import Column, markdown, show, write_json
+from . import degrade
 from .degrade import LATENT_MULTIPLE
-from .metrics import METRICS, choose_metrics
-from .paper import SETS, Dataset
-from .protocols import HR_SIDE
-from .report import Column, markdown, show, write_json
-from .state import file_hash
 
 _KEY = 12
 

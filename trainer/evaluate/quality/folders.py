@@ -14,16 +14,16 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.runtime.devices import AUTO, choose_device
 from seesr_core.runtime.files import atomic_write
 
-from ..engine import command
+from ...engine import command
+from ..pictures import as_picture, list_pictures, unmatched
+from ..report.sheet import write_sheet
+from ..report.tables import show, write_json
 from .builds import Backend, Builds, find_builds
 from .compute import BICUBIC, HR, SR, Case, Computation, Processes
 from .metrics import choose_metrics
 from .page import write_page
 from .paper import SETS, Dataset
-from .pictures import as_picture, list_pictures, unmatched
 from .protocols import PROTOCOLS, ProtocolName
-from .report import show, write_json
-from .sheet import write_sheet
 from .state import Known
 from .summary import differences, paper_rows, settings, summarize, table, worst_first, write_csv
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .compute import BICUBIC, HR, SR
-from .paper import SemanticDataset, table3
-from .report import Column, markdown
+from ..quality.compute import BICUBIC, HR, SR
+from ..quality.paper import SemanticDataset, table3
+from ..report.tables import Column, markdown
 
 TITLES: Mapping[str, str] = {
     "tags": "tags of HR, mAP",

@@ -18,11 +18,11 @@ from seesr_core.pictures.writing import save_picture
 from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 
-from ..data.crops import digest, fingerprint
-from .degrade import spread
+from ...data.crops import digest, fingerprint
+from ..pictures import list_pictures, read_picture
+from ..report.tables import write_json
+from ..testsets.degrade import spread
 from .denoising import denoising_loss, make_target
-from .pictures import list_pictures, read_picture
-from .report import write_json
 from .rows import FILTERS, ROWS, WITHOUT_LOSS, Inputs, upscale
 
 _NETWORKS = ("unet", "controlnet", "vae", "text_encoder", "dape")

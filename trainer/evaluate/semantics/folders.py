@@ -21,19 +21,19 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.runtime.devices import AUTO, choose_device
 from seesr_core.runtime.files import atomic_write
 
-from ..data.crops import seeded
-from ..engine import command
-from ..stage1.task import read_teacher
-from .compute import BICUBIC, HR, SR, Case
+from ...data.crops import seeded
+from ...engine import command
+from ...stage1.task import read_teacher
+from ..quality.compute import BICUBIC, HR, SR, Case
+from ..quality.folders import Folders
+from ..quality.folders import Options as Pictures
+from ..quality.paper import SemanticDataset
+from ..quality.protocols import ProtocolName
+from ..report.tables import Column, markdown, show, write_json
 from .dape import precision_rows, run_tagger, section, tagger_input
 from .detection import detection
-from .folders import Folders
-from .folders import Options as Pictures
 from .overview import TITLES, overview, paper_rows
-from .paper import SemanticDataset
-from .protocols import ProtocolName
 from .ranking import resamples
-from .report import Column, markdown, show, write_json
 from .segmentation import segmentation
 
 _STREAM = 26

@@ -13,10 +13,10 @@ from PIL import Image
 
 from seesr_core.runtime.files import atomic_write
 
+from ..pictures import as_picture
+from ..report.tables import ABSENT
 from .compute import BICUBIC, HR, SR, Loaded
 from .metrics import BY_KEY
-from .pictures import as_picture
-from .report import ABSENT
 from .summary import cells_of, remarks
 
 SIDE = 1024

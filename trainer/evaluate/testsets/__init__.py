@@ -1,0 +1,1 @@
+"""Test sets: made from clean photos or real pairs, and measured whole."""
