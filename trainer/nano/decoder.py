@@ -179,7 +179,7 @@ class DecoderTask(Stage2Task):
             self.critic = Critic(config.critic_width)
         self.decoder = networks.vae.decoder.requires_grad_(True).train()
         self.trained = nn.ModuleDict({"decoder": self.decoder, "critic": self.critic}).to(self.device)
-        self.trained.to(memory_format=torch.channels_last)
+        self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when the part is resumed."""
