@@ -1,4 +1,4 @@
-"""The whole way of a newcomer with small networks: the commands of `tests.newcomer`, each in its own process."""
+"""The whole way of a newcomer with small networks: the commands of `tools.newcomer`, each in its own process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from .newcomer import SMALL_SIDE, walk
+from tools.newcomer import SMALL_SIDE, walk
 
 
 @pytest.mark.slow

