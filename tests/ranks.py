@@ -31,10 +31,13 @@ from torch import Tensor, nn
 
 import trainer.engine.loop
 from seesr_core.errors import SeeSRError
-from trainer.data.crops import by_image, read_photos, seeded
-from trainer.engine.checkpoints import Checkpoints, State
+from trainer.data.order import by_image, seeded
+from trainer.data.photos import read_photos
+from trainer.engine.checkpoints import Checkpoints
 from trainer.engine.distribution import make_accelerator
-from trainer.engine.loop import LoopConfig, train
+from trainer.engine.loop import train
+from trainer.engine.loop_config import LoopConfig
+from trainer.engine.state import State
 from trainer.engine.zero import ZeroState
 from trainer.stage2.task import train_control
 

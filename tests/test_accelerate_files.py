@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from seesr_core.errors import SettingsError
-from trainer.engine.distribution import is_zero, make_accelerator
+from trainer.engine.distribution import make_accelerator
+from trainer.engine.processes import is_zero
 from trainer.engine.zero import configure
 
 from .golden import ROOT

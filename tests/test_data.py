@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError
-from trainer.data.crops import Crops, Photo, load_rgb, read_photos, same_photos, seeded
+from trainer.data.crops import Crops
+from trainer.data.fingerprints import same_photos
+from trainer.data.order import Stream, seeded
+from trainer.data.photos import Photo, load_rgb, read_photos
 
 
 def write_photo(path: Path, size: tuple[int, int] = (24, 20), seed: int = 0) -> Photo:
@@ -90,6 +93,18 @@ def test_the_same_numbers_give_the_same_stream_and_others_another() -> None:
     streams = [torch.rand(4, generator=seeded(*numbers)).tolist() for numbers in tuples]
     assert streams == [torch.rand(4, generator=seeded(*numbers)).tolist() for numbers in tuples]
     assert len({tuple(stream) for stream in streams}) == len(tuples)
+
+
+def test_the_draws_of_one_run_have_streams_of_their_own_with_the_numbers_that_runs_were_begun_with() -> None:
+    table = {name: number for name, number in vars(Stream).items() if name.isupper()}
+    for stage in ("STAGE1", "STAGE2"):
+        others = ("STAGE1", "STAGE2", "NANO")
+        drawn = [n for name, n in table.items() if name.startswith(stage) or not name.startswith(others)]
+        assert len(set(drawn)) == len(drawn)
+    common = (Stream.EPOCH, Stream.CROP, Stream.MIXTURE, Stream.FIXED_CROP, Stream.DROPOUT)
+    first = (Stream.STAGE1_DEGRADATION, Stream.STAGE1_ADAPTER, Stream.STAGE1_SHOWN)
+    second = (Stream.STAGE2_WEIGHTS, Stream.STAGE2_DEGRADATION, Stream.POSTERIOR, Stream.DENOISING, Stream.VALIDATION)
+    assert (common, first, second) == ((1, 2, 15, 17, 4), (3, 5, 6), (6, 7, 8, 10, 14))
 
 
 def test_a_batch_depends_on_its_number_alone(photos: list[Photo]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from seesr_core.dape import DAPE, DAPEOutput, Vocabulary
 from seesr_core.errors import DataError
 from seesr_core.formats.ram import write_dape
-from trainer.data.crops import read_photos
+from trainer.data.photos import read_photos
 from trainer.evaluate.semantics.dape import (
     Looks,
     Options,

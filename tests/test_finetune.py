@@ -26,7 +26,8 @@ from trainer.engine.adapters import add_lora, merge_lora
 from trainer.engine.settings import overridden, read_toml
 from trainer.recipes import Stage2Config
 from trainer.stage2 import task as stage2
-from trainer.stage2.task import Networks, Stage2Task, build_networks, train_control
+from trainer.stage2.networks import Networks, build_networks
+from trainer.stage2.task import Stage2Task, train_control
 
 from .small_nets import inputs, seeded_networks
 from .stage2_nets import config, small_networks, small_task, write_photos

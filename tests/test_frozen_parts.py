@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL
 
 from seesr_core.errors import SettingsError
 from trainer.data.cache import FrozenCache
-from trainer.data.crops import Crops, Photo, read_photos
+from trainer.data.crops import Crops
 from trainer.data.pairs import make_crops
+from trainer.data.photos import Photo, read_photos
 from trainer.engine.loop import train
 from trainer.recipes import STAGE1_RECIPES, Stage1Config, Stage2Config, get_recipe
 from trainer.stage1.task import Stage1Task, train_dape

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from trainer.data.crops import Crops
 from trainer.degradation import Kernels, degrade
-from trainer.engine.distribution import local_device
 from trainer.engine.loop import train
+from trainer.engine.processes import local_device
 from trainer.recipes import stage2_debug
 from trainer.stage2.task import Batch, Stage2Task
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from seesr_core.errors import DataError, SettingsError
-from trainer.data.crops import seeded
-from trainer.engine.loop import LoopConfig, flat, train
+from trainer.data.order import seeded
+from trainer.engine.loop import flat, train
+from trainer.engine.loop_config import LoopConfig
 from trainer.engine.optimizers import build_optimizer
 
 from . import ranks

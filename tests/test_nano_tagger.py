@@ -14,7 +14,7 @@ from torch import Tensor
 from seesr_core.dape import DAPE
 from seesr_core.dape.preprocess import normalize
 from seesr_core.errors import SettingsError
-from trainer.data.crops import Photo
+from trainer.data.photos import Photo
 from trainer.nano.recipe import NANO_RECIPES
 from trainer.nano.tagger import TaggerTask, resized, tagger_config
 

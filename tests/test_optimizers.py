@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.engine.checkpoints import State
-from trainer.engine.loop import LoopConfig, train
+from trainer.engine.loop import train
+from trainer.engine.loop_config import LoopConfig
 from trainer.engine.optimizers import build_optimizer
+from trainer.engine.state import State
 
 from .ranks import TOY, ToyTask
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from seesr_core.dape import DAPE, Vocabulary, merge_published_lora
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.formats.ram import read_adapter, read_dape, write_dape
-from trainer.data.crops import Photo, read_photos
+from trainer.data.photos import Photo, read_photos
 from trainer.degradation.ops import resize
 from trainer.engine import command
 from trainer.engine.loop import train

@@ -16,7 +16,8 @@ from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts
 from seesr_core.method.rca import rca_parameters
 from trainer.capacity.plan import make_plan
-from trainer.stage2.task import build_networks, train_control
+from trainer.stage2.networks import build_networks
+from trainer.stage2.task import train_control
 from trainer.stage2.validation import BANDS, Validation, read_pairs
 
 from .stage2_nets import config, small_networks, small_task, write_photos

@@ -31,7 +31,8 @@ from trainer.data.order import seeded
 from trainer.nano.autoencoder import build_autoencoder
 from trainer.nano.tagger import tagger_config
 from trainer.nano.text import build_text_encoder, train_tokenizer
-from trainer.stage2.task import Networks, Stage2Task, build_networks
+from trainer.stage2.networks import Networks, build_networks
+from trainer.stage2.task import Stage2Task
 
 from .golden import golden_dir
 from .small_nets import SOFT_DIM, unet_config
@@ -156,7 +157,8 @@ def one_step(unet: dict[str, Any], text_width: int, soft_width: int, folder: Pat
 
 
 def _task(networks: Networks, settings: Any, folder: Path) -> Stage2Task:
-    from trainer.data.crops import Crops, read_photos
+    from trainer.data.crops import Crops
+    from trainer.data.photos import read_photos
     from trainer.stage2.task import tag_prompts
 
     networks.unet.train()

@@ -14,7 +14,7 @@ from seesr_core.dape import Vocabulary
 from seesr_core.errors import DataError
 from seesr_core.formats.ram import write_dape
 from trainer import tag
-from trainer.data.crops import Photo, load_photo, read_photos
+from trainer.data.photos import Photo, load_photo, read_photos
 
 from .stage2_nets import write_photos
 from .tiny_model import tagger

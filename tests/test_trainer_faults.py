@@ -17,7 +17,8 @@ from torch import Tensor
 from seesr_core.errors import DataError, ResourceError
 from trainer.engine.checkpoints import BEST, NEWEST, OLDER, Checkpoints
 from trainer.engine.lock import Watch, held
-from trainer.engine.loop import LoopConfig, train
+from trainer.engine.loop import train
+from trainer.engine.loop_config import LoopConfig
 
 from .ranks import TOY, ToyTask
 

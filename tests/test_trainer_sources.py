@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError
-from trainer.data.crops import Crops, load_photo, read_photos, write_skipped
+from trainer.data.crops import Crops, write_skipped
 from trainer.data.mixture import CYCLE, WeightedOrder, shares
+from trainer.data.photos import load_photo, read_photos
 from trainer.data.shards import expand
 
 

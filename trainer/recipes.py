@@ -14,7 +14,7 @@ from typing import Literal, TypeVar, get_args
 from seesr_core.errors import SettingsError
 
 from .degradation import DegradationConfig, SharpenConfig
-from .engine.loop import LoopConfig
+from .engine.loop_config import LoopConfig
 
 Config = TypeVar("Config")
 Trained = Literal["all", "rca-image-encoder", "lora"]

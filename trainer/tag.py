@@ -25,9 +25,9 @@ from seesr_core.dape import DAPE, Vocabulary, prepare
 from seesr_core.errors import DataError
 from seesr_core.runtime.files import atomic_write
 
-from .data.crops import Photo, load_photo, read_photos
+from .data.photos import Photo, load_photo, read_photos
 from .engine import command
-from .engine.distribution import local_device, process_count
+from .engine.processes import local_device, process_count
 from .stage1.task import read_teacher
 
 log = logging.getLogger(__name__)

@@ -30,21 +30,22 @@ from torch import Tensor, nn
 
 from seesr_core.runtime.files import atomic_write
 
-from ..data.crops import read_photos
 from ..data.order import seeded
 from ..data.pairs import make_crops
+from ..data.photos import read_photos
 from ..data.pool import Prepared
 from ..degradation import DegradationConfig, Pair, SharpenConfig
 from ..engine import command
-from ..engine.distribution import local_device
 from ..engine.optimizers import build_optimizer
+from ..engine.processes import local_device
 from ..losses import noise_loss
 from ..nano.autoencoder import build_autoencoder
 from ..nano.prior import PriorConfig, PriorSizes, build_prior
 from ..nano.tagger import tagger_config
 from ..nano.text import train_tokenizer
 from ..recipes import Stage2Config, stage2_nano
-from ..stage2.task import Networks, Stage2Task, tag_prompts
+from ..stage2.networks import Networks
+from ..stage2.task import Stage2Task, tag_prompts
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from ..engine.distribution import process_count
 from ..engine.loop import Task
 from ..engine.loop_config import LoopConfig
+from ..engine.processes import process_count
 from .live_memory import LiveBytes
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from seesr_core.errors import ResourceError
 from seesr_core.runtime.files import atomic_write
 
 from ..engine.loop_config import LoopConfig
-from .crops import fingerprint
+from .fingerprints import fingerprint
 
 log = logging.getLogger(__name__)
 

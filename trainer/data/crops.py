@@ -6,40 +6,21 @@ the very images that an uninterrupted one would have seen.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seesr_core.errors import DataError
 from seesr_core.runtime.files import atomic_write
 
 from .ahead import Ahead
 from .mixture import WeightedOrder
-from .order import by_image, epoch_order, seeded
-from .photos import SUFFIXES, Photo, load_photo, load_rgb, opened, read_photos
-
-__all__ = [
-    "SUFFIXES",
-    "Crops",
-    "Photo",
-    "by_image",
-    "digest",
-    "epoch_order",
-    "fingerprint",
-    "load_photo",
-    "load_rgb",
-    "read_photos",
-    "same_photos",
-    "scoped_seed",
-    "seeded",
-    "write_skipped",
-]
+from .order import Stream, epoch_order, seeded
+from .photos import Photo, load_photo, load_rgb, opened
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +29,6 @@ PAIR_SCALE = 4
 _GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 _GREY_TOLERANCE = 6
 """Levels by which the channels of a grey JPEG may differ."""
-
-
-@contextlib.contextmanager
-def scoped_seed(*numbers: int) -> Iterator[None]:
-    """Within the block torch's own generators (dropout, initialisation) derive from `numbers`; then they are as
-    before."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seeded(*numbers).initial_seed())
-        yield
 
 
 class Crops:
@@ -197,7 +169,7 @@ class Crops:
 
     def _draws(self, index: int, number: int) -> torch.Generator:
         """What decides on the crop of photo `index`, drawn as image `number`."""
-        return seeded(self.seed, 17, index) if self.fixed else seeded(self.seed, 2, number)
+        return seeded(self.seed, Stream.FIXED_CROP, index) if self.fixed else seeded(self.seed, Stream.CROP, number)
 
     def pairs(self, step: int, count: int) -> tuple[Tensor, Tensor, list[int]]:
         """As `batch`, of photos with a degraded partner: HR, LR (count, 3, size / 4, size / 4) and the photos."""
@@ -226,26 +198,6 @@ def _is_grey(image: Tensor) -> bool:
     """Whether the channels are the same but for what compression does to them."""
     thumbnail = image[:, ::4, ::4].to(torch.int16)
     return int((thumbnail - thumbnail.roll(1, 0)).abs().max()) <= _GREY_TOLERANCE
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A short text that differs when any weight does."""
-    state = module.state_dict()
-    return digest(state[name].detach().float().cpu().numpy().tobytes() for name in sorted(state))
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """A short text that differs when any part does."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(hashlib.sha256(part).digest())
-    return total.hexdigest()[:16]
-
-
-def same_photos(photos: Sequence[Photo]) -> str:
-    """A short text for a run's settings: two lists of photos have the same if their names and tags are equal."""
-    names = ("\0".join((photo.path.name, *photo.tags)).encode() for photo in photos)
-    return f"{len(photos)} ({digest(names)})"
 
 
 def _randint(bound: int, generator: torch.Generator) -> int:

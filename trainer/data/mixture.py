@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .order import epoch_order, seeded
+from .order import Stream, epoch_order, seeded
 
 CYCLE = 1000
 """Images within which the weights are kept exactly."""
@@ -62,7 +62,7 @@ def shares(weights: Sequence[float], places: int) -> list[int]:
 def _cycle(places: tuple[int, ...], seed: int, cycle: int) -> list[tuple[int, int]]:
     """For each place of a cycle, the group and how many of its places come before."""
     groups = [group for group, count in enumerate(places) for _ in range(count)]
-    order = torch.randperm(len(groups), generator=seeded(seed, 15, cycle)).tolist()
+    order = torch.randperm(len(groups), generator=seeded(seed, Stream.MIXTURE, cycle)).tolist()
     seen = [0] * len(places)
     result = []
     for place in order:

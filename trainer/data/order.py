@@ -2,12 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Stream:
+    """The table of all random streams: what stands beside the seed in `seeded`, so that no two draws share numbers.
+
+    The values are part of every run that exists: another value gives other draws, and a run would not go on exactly.
+    A value that stands twice belongs to parts that never draw in one run.
+    """
+
+    EPOCH = 1
+    """The order of the photos in an epoch."""
+    CROP = 2
+    """Where a photo is cropped and whether it is flipped, by image."""
+    MIXTURE = 15
+    """The order of the sources of a mixture, by cycle."""
+    FIXED_CROP = 17
+    """As `CROP`, by photo."""
+    DROPOUT = 4
+    """Dropout, by step (or by part of a batch)."""
+
+    STAGE1_DEGRADATION = 3
+    """By image."""
+    STAGE1_ADAPTER = 5
+    """Start of the adapter."""
+    STAGE1_SHOWN = 6
+    """Crops of the photos that are kept out and shown, by photo."""
+
+    STAGE2_WEIGHTS = 6
+    """Start of RCA and of the image encoder."""
+    STAGE2_DEGRADATION = 7
+    """By image."""
+    POSTERIOR = 8
+    """Latents drawn from the autoencoder's posterior, by image."""
+    DENOISING = 10
+    """Timestep, whether tags are dropped, and noise, by image."""
+    VALIDATION = 14
+    """Posterior and noise of validation, by pair."""
+    STAGE2_ADAPTERS = 18
+    """Start of the adapters."""
+
+    NANO_AUTOENCODER_VIEW = 3
+    """Noise and brightness of what the small autoencoder looks at, by image."""
+    NANO_WEIGHTS = 5
+    """Start of the small autoencoder, tagger and critic."""
+    NANO_TEXT_ENCODER = 8
+    """Start of the small text encoder."""
+    NANO_PRIOR = 9
+    """Whether the prior's step shows text alone or leaves the soft prompt out, by step."""
+    NANO_DECODER = 12
+    """Which images are restored for the decoder, by step."""
+
+    TEST_DEGRADATION = 20
+    """How test photos are degraded, by name."""
+    DAPE_INTERVAL = 21
+    """Resampling of photos in `trainer.evaluate.dape`."""
+    TEST_DENOISING = 22
+    """Noise under which `trainer.evaluate` looks at a network, by name."""
+    ABLATION_INTERVAL = 23
+    """Resampling of photos in `trainer.evaluate.ablation`."""
+    SUMMARY_INTERVAL = 24
+    """Resampling of photos in tables."""
+    TEST_CROP = 25
+    """Where test photos are cropped, by name."""
+    SEMANTICS_INTERVAL = 26
+    """Resampling of photos in `trainer.evaluate.semantics`."""
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -23,6 +89,15 @@ def by_image(*numbers: int, images: Iterable[int]) -> list[torch.Generator]:
     return [seeded(*numbers, image) for image in images]
 
 
+@contextlib.contextmanager
+def scoped_seed(*numbers: int) -> Iterator[None]:
+    """Within the block torch's own generators (dropout, initialisation) derive from `numbers`; then they are as
+    before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seeded(*numbers).initial_seed())
+        yield
+
+
 def epoch_order(number: int, count: int, seed: int) -> int:
     """Which of `count` items is drawn as number `number`: each once an epoch, every epoch in an order of its own."""
     epoch, position = divmod(number, count)
@@ -31,4 +106,4 @@ def epoch_order(number: int, count: int, seed: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _epoch(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=seeded(seed, 1, epoch))
+    return torch.randperm(count, generator=seeded(seed, Stream.EPOCH, epoch))

@@ -12,9 +12,11 @@ from seesr_core.errors import SettingsError
 
 from ..degradation import DegradationConfig, GeneratorDraws, Pair, degrade
 from ..degradation.ops import quantize, resize
-from ..engine.distribution import process_count
 from ..engine.loop_config import LoopConfig
-from .crops import Crops, Photo, seeded
+from ..engine.processes import process_count
+from .crops import Crops
+from .order import seeded
+from .photos import Photo
 
 if TYPE_CHECKING:
     from ..recipes import Stage1Config, Stage2Config

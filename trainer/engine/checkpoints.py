@@ -9,20 +9,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from seesr_core.errors import DataError, ResourceError
 from seesr_core.runtime.files import atomic_write
-
-from .distribution import fill, like, whole
 
 log = logging.getLogger(__name__)
 
@@ -31,66 +28,6 @@ OLDER = "checkpoints"
 BEST = "best.safetensors"
 JUDGED = "val_loss"
 _DIGITS = 8
-
-
-@dataclass(slots=True)
-class State:
-    """The tensors of a run: what is trained, its moving average, and the optimizer's moments."""
-
-    parameters: Mapping[str, Tensor]
-    """By name."""
-    average: dict[str, Tensor]
-    """By name; empty without moving average."""
-    optimizer: torch.optim.Optimizer
-    """Over `parameters`."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it, complete and on the CPU; with sharded parameters every process has to ask."""
-        found = {f"weights.{name}": p.detach() for name, p in self.parameters.items()}
-        found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        for name, parameter in self.parameters.items():
-            moments = self.moments(parameter)
-            found |= {f"{key}.{name}": _own(value, parameter) for key, value in moments.items() if value is not None}
-        return {name: whole(tensor).cpu().contiguous() for name, tensor in found.items()}
-
-    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Put back what `tensors` gave, one after the other."""
-        moments: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
-        with torch.no_grad():
-            for key, value in tensors:
-                kind, name = key.split(".", 1)
-                if kind == "weights":
-                    fill(self.parameters[name], value)
-                elif kind == "average":
-                    self.average[name].copy_(like(value, self.average[name]))
-                else:
-                    moments[name][kind] = value
-        self.put(moments)
-
-    def moments(self, parameter: Tensor) -> Mapping[str, Any]:
-        """What the optimizer keeps for a parameter."""
-        found: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
-        return found
-
-    def put(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Give complete moments, by the names of their parameters, to the optimizer."""
-        for name, parameter in self.parameters.items():
-            self.optimizer.state[parameter] = {k: self.placed(k, v, parameter) for k, v in moments[name].items()}
-
-    def placed(self, key: str, value: Tensor, parameter: Tensor) -> Any:
-        """A moment where its parameter is; AdamW keeps its step on the CPU unless it is fused, and the 8-bit one counts
-        with a plain number."""
-        if key != "step":
-            return like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
-        if not value.is_floating_point():
-            return int(value)
-        return value.to(parameter.device) if self.optimizer.param_groups[0].get("fused") else value
-
-
-def _own(value: Any, parameter: Tensor) -> Tensor:
-    """A moment; optimizers in 8 bits let parameters share tables, which safetensors does not write."""
-    moment = torch.as_tensor(value)
-    return moment if moment.shape == parameter.shape else moment.clone()
 
 
 @dataclass(slots=True)

@@ -6,21 +6,20 @@ parts r, r + N, r + 2N … and gradients are averaged over all of them, so the n
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from seesr_core.errors import SettingsError
 
+from .processes import is_zero, process_count
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .loop import LoopConfig
+    from .loop_config import LoopConfig
 
 DEEPSPEED = "0.19.8"
 """The version since which steps that are not finite are known to be skipped in fp32."""
@@ -47,46 +46,6 @@ class Pass(nn.Module):
     def forward(self, number: int) -> tuple[Tensor, Mapping[str, float]]:
         """Loss and figures of part `number`."""
         return self.task.loss(number)
-
-
-def process_count() -> int:
-    """How many processes the launcher (`accelerate launch`, `torchrun`) started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_sharded() -> bool:
-    """Whether accelerate's launcher asks for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def refuse_sharded_adapters() -> None:
-    """For what trains adapters.
-
-    Raises:
-        SettingsError: the launcher asks for FSDP.
-    """
-    if is_sharded():
-        raise SettingsError(
-            "The launcher shards the networks (FSDP), but adapters are merged on whole ones. They have few gradients, "
-            "so launch with trainer/accelerate/ddp.yaml."
-        )
-
-
-def is_zero() -> bool:
-    """Whether accelerate's launcher asks for DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that writes; there is one for all machines."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def local_device() -> torch.device:
-    """The accelerator of this process, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -129,38 +88,3 @@ def gathered(accelerator: Accelerator, item: Any) -> list[Any]:
 
     items: list[Any] = gather_object([item])
     return items
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded over the processes, complete; every process has to ask."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-@contextmanager
-def unsharded(model: nn.Module) -> Iterator[None]:
-    """Within the block, parts of a sharded model can be called by themselves; every process has to ask."""
-    from torch.distributed.fsdp import FSDPModule
-
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.reshard()
-
-
-def fill(tensor: Tensor, value: Tensor) -> None:
-    """Copy a complete `value` into a tensor that may be sharded."""
-    tensor.copy_(like(value, tensor))
-
-
-def like(value: Tensor, tensor: Tensor) -> Tensor:
-    """A complete `value` placed, and sharded if need be, as `tensor` is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    value = value.to(tensor.device)
-    return distribute_tensor(value, tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else value

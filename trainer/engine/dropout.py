@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..data.crops import seeded
+from ..data.order import seeded
 
 
 class DropoutByImage(TorchFunctionMode):

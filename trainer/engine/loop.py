@@ -22,20 +22,21 @@ from torch import Tensor, nn
 
 from seesr_core.errors import DataError, ResourceError
 
-from ..data.crops import scoped_seed
-from .checkpoints import Checkpoints, Saved, State
-from .distribution import Pass, gathered, make_accelerator, unsharded, whole
+from ..data.order import Stream, scoped_seed
+from .checkpoints import Checkpoints, Saved
+from .distribution import Pass, gathered, make_accelerator
 from .dropout import DropoutByImage
 from .journal import Journal, Meter, Progress, write_run
 from .lock import Watch, held, leave
 from .loop_config import LoopConfig
 from .optimizers import build_optimizer
+from .sharding import unsharded, whole
+from .state import State
 from .zero import ZeroState, configure
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["LoopConfig", "Task", "flat", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -264,10 +265,10 @@ def _parts(step: int, config: LoopConfig, accelerator: Accelerator) -> Iterator[
 def _draws(config: LoopConfig, step: int, part: int) -> Iterator[None]:
     """Within the block, dropout is drawn by image; compiled networks draw it by the part of the batch."""
     if config.compile == "none":
-        with scoped_seed(config.seed, 4, step), DropoutByImage(config.images(part)):
+        with scoped_seed(config.seed, Stream.DROPOUT, step), DropoutByImage(config.images(part)):
             yield
     else:  # torch.compile cannot trace a mode that makes generators
-        with scoped_seed(config.seed, 4, part):
+        with scoped_seed(config.seed, Stream.DROPOUT, part):
             yield
 
 

@@ -9,8 +9,8 @@ import torch
 
 from seesr_core.errors import SettingsError
 
-from .distribution import local_device, process_count
 from .optimizers import OptimizerName
+from .processes import local_device, process_count
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 COMPILED = ("none", "frozen", "trained", "all")

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from seesr_core.errors import SettingsError
 
-from .checkpoints import State
+from .state import State
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .loop import LoopConfig
+    from .loop_config import LoopConfig
 
 _BUCKET = 50_000_000
 """Elements that are reduced or gathered at once; DeepSpeed's own choice takes 2 GB."""

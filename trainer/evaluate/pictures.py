@@ -13,7 +13,7 @@ from torch import Tensor
 from seesr_core.errors import DataError
 from seesr_core.pictures.reading import read_photo
 
-from ..data.crops import SUFFIXES
+from ..data.photos import SUFFIXES
 
 
 def list_pictures(folder: Path) -> dict[str, Path]:

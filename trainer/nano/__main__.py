@@ -11,7 +11,7 @@ from typing import Annotated
 from seesr_core.errors import SettingsError
 
 from ..engine import command
-from ..engine.distribution import process_count
+from ..engine.processes import process_count
 from .build import Builder
 from .recipe import NANO_RECIPES, NanoConfig
 

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.crops import Crops, by_image, seeded
-from ..engine.loop import LoopConfig
+from ..data.crops import Crops
+from ..data.order import Stream, by_image, seeded
+from ..engine.loop_config import LoopConfig
 from ..engine.samples import save_grid
 
 
@@ -51,7 +52,8 @@ def build_autoencoder(seed: int = 0) -> Any:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             last_of_block = name.endswith(".conv.4")
-            _he_normal(module.weight, seeded(seed, 5, zlib.crc32(name.encode())), gain=0.3 if last_of_block else 1.0)
+            generator = seeded(seed, Stream.NANO_WEIGHTS, zlib.crc32(name.encode()))
+            _he_normal(module.weight, generator, gain=0.3 if last_of_block else 1.0)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
@@ -77,7 +79,7 @@ class AutoencoderTask:
         x, _ = self.crops.batch(step, self.config.loop.micro_batch)
         x = to_signed(x.to(self.device)).contiguous(memory_format=torch.channels_last)
         z = self.trained.encoder(x)
-        generators = by_image(self.config.loop.seed, 3, images=self.config.loop.images(step))
+        generators = by_image(self.config.loop.seed, Stream.NANO_AUTOENCODER_VIEW, images=self.config.loop.images(step))
         noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(self.device)
         y = self.trained.decoder(z + self.config.latent_noise * noise).float()
         pixels = charbonnier(y - x)

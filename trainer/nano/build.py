@@ -22,10 +22,12 @@ from seesr_core.formats.sd import BaseParts, plain_config, read_base, write_base
 from seesr_core.method.schedule import BETA_END, BETA_START
 from seesr_core.runtime.files import atomic_write
 
-from ..data.crops import Crops, read_photos
+from ..data.crops import Crops
+from ..data.photos import read_photos
 from ..engine.loop import train
 from ..stage1.task import train_dape
-from ..stage2.task import Networks, build_networks, tag_prompts, train_control
+from ..stage2.networks import Networks, build_networks
+from ..stage2.task import tag_prompts, train_control
 from .autoencoder import AutoencoderTask, build_autoencoder
 from .autoencoder import identity as autoencoder_identity
 from .decoder import DecoderTask, interpolated

@@ -25,11 +25,13 @@ from seesr_core.method.sampling import StepNoise, sample, start_latent
 from seesr_core.method.text import compose_prompt
 from seesr_core.settings import UpscaleSettings
 
-from ..data.crops import digest, fingerprint, seeded
+from ..data.fingerprints import digest, fingerprint
+from ..data.order import Stream, seeded
 from ..data.pool import Pool, Prepared
-from ..engine.loop import LoopConfig
+from ..engine.loop_config import LoopConfig
 from ..engine.samples import save_grid
-from ..stage2.task import Networks, Stage2Task
+from ..stage2.networks import Networks
+from ..stage2.task import Stage2Task
 from .autoencoder import charbonnier, to_signed
 
 
@@ -175,7 +177,7 @@ class DecoderTask(Stage2Task):
             module.requires_grad_(False)
         self.restored = Pool(control.pool, self._restored_key(), restored_folder, kind=Decodable)
         with torch.random.fork_rng():
-            torch.manual_seed(seeded(config.loop.seed, 5).initial_seed())
+            torch.manual_seed(seeded(config.loop.seed, Stream.NANO_WEIGHTS).initial_seed())
             self.critic = Critic(config.critic_width)
         self.decoder = networks.vae.decoder.requires_grad_(True).train()
         self.trained = nn.ModuleDict({"decoder": self.decoder, "critic": self.critic}).to(self.device)
@@ -256,7 +258,7 @@ class DecoderTask(Stage2Task):
 
     def _mixed(self, batch: Decodable, step: int) -> Tensor:
         """What the decoder is given: restored latents, some exact codes among them."""
-        draws = torch.rand(len(batch.codes), generator=seeded(self.decoding.loop.seed, 12, step))
+        draws = torch.rand(len(batch.codes), generator=seeded(self.decoding.loop.seed, Stream.NANO_DECODER, step))
         exact = (draws < self.decoding.clean).view(-1, 1, 1, 1)
         return torch.where(exact, batch.codes, batch.restored).to(self.device)
 

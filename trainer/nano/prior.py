@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from seesr_core.dape.model import DAPE
 from seesr_core.formats.base import Base
 
-from ..data.crops import seeded
+from ..data.order import Stream, seeded
 from ..losses import noise_loss
 from ..recipes import Stage2Config
-from ..stage2.task import Networks, Stage2Task, build_networks
+from ..stage2.networks import Networks, build_networks
+from ..stage2.task import Stage2Task
 from .text import build_text_encoder
 
 
@@ -119,7 +120,7 @@ class PriorTask(Stage2Task):
         """Eq. 2, with or without the soft prompt, or the plain denoising loss on text alone."""
         batch = self.batch(step)
         text = self.encode_text(batch.prompts)
-        alone, without = torch.rand(2, generator=seeded(self.config.loop.seed, 9, step)).tolist()
+        alone, without = torch.rand(2, generator=seeded(self.config.loop.seed, Stream.NANO_PRIOR, step)).tolist()
         if alone < self.prior.alone:
             (pred,) = self.networks.unet(self.noisy(batch), batch.timesteps, text, return_dict=False)
             return noise_loss(pred, batch.noise), {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..degradation import DegradationConfig, SharpenConfig
-from ..engine.loop import LoopConfig
+from ..engine.loop_config import LoopConfig
 from ..recipes import Stage1Config, Stage2Config, stage1_nano, stage2_nano
 from .autoencoder import AutoencoderConfig
 from .decoder import DecoderConfig

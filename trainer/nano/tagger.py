@@ -24,8 +24,9 @@ from seesr_core.dape.model import DAPE, DAPEConfig
 from seesr_core.dape.preprocess import normalize, prepare
 from seesr_core.errors import SettingsError
 
-from ..data.crops import Photo, epoch_order, load_rgb, seeded
-from ..engine.loop import LoopConfig
+from ..data.order import Stream, by_image, epoch_order, seeded
+from ..data.photos import Photo, load_rgb
+from ..engine.loop_config import LoopConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,7 +131,7 @@ class TaggerTask:
         self.targets = targets(photos, words)
         self.images = [load_rgb(photo.path) for photo in photos]
         self.tagger = DAPE(tagger_config(len(words), config.image_size))
-        self.tagger.initialize(seeded(config.loop.seed, 5))
+        self.tagger.initialize(seeded(config.loop.seed, Stream.NANO_WEIGHTS))
         if start is not None:
             self.tagger.load_state_dict(resized(start, self.tagger.config))
         classifier = nn.Linear(self.tagger.config.token_width, len(words))
@@ -142,7 +143,8 @@ class TaggerTask:
         """Asymmetric loss of one augmented batch, of the head and of the linear classifier."""
         numbers = self.config.loop.images(step)
         indices = [epoch_order(number, len(self.images), self.config.loop.seed) for number in numbers]
-        crops = [self._crop(i, seeded(self.config.loop.seed, 2, n)) for i, n in zip(indices, numbers, strict=True)]
+        draws = by_image(self.config.loop.seed, Stream.CROP, images=numbers)
+        crops = [self._crop(i, generator) for i, generator in zip(indices, draws, strict=True)]
         tokens, logits = self.tagger(torch.stack(crops).to(self.device))
         mean = F.layer_norm(tokens.float().mean(1), tokens.shape[2:])
         target, focus = self.targets[indices].to(self.device), self.config.focus

@@ -12,7 +12,7 @@ from torch import nn
 from seesr_core.formats.base import build_tokenizer
 from seesr_core.formats.sd import TokenizerFiles
 
-from ..data.crops import scoped_seed
+from ..data.order import Stream, scoped_seed
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 PROMPT_WORDS = (
@@ -87,5 +87,5 @@ def build_text_encoder(files: TokenizerFiles, *, width: int, layers: int, seed: 
         eos_token_id=files.vocab[END],
         pad_token_id=files.vocab[PAD],
     )
-    with scoped_seed(seed, 8):
+    with scoped_seed(seed, Stream.NANO_TEXT_ENCODER):
         return CLIPTextModel(config), build_tokenizer(files)

@@ -31,12 +31,15 @@ from seesr_core.runtime.files import atomic_write
 
 from ..capacity.plan import make_plan, show
 from ..data.cache import FrozenCache, network_key
-from ..data.crops import Photo, digest, fingerprint, read_photos, same_photos, seeded, write_skipped
+from ..data.crops import write_skipped
+from ..data.fingerprints import digest, fingerprint, same_photos
+from ..data.order import Stream, by_image, seeded
 from ..data.pairs import check_groups, check_returns, given_pairs, make_crops, make_pairs
+from ..data.photos import Photo, read_photos
 from ..data.pool import Pool, PreparedPair
 from ..engine import command
-from ..engine.distribution import is_main_process, refuse_sharded_adapters
 from ..engine.loop import flat, train
+from ..engine.processes import is_main_process, refuse_sharded_adapters
 from ..engine.samples import save_grid
 from ..losses import PromptLoss, prompt_loss
 from ..recipes import STAGE1_RECIPES, Stage1Config
@@ -183,7 +186,8 @@ class Stage1Task:
             if not config.pool:
                 check_returns(self.crops, "cache_teacher")
             self.seen = FrozenCache(network_key(config.loop, self.teacher), teacher_folder, parts=2)
-        self.trained = add_lora(copy.deepcopy(self.teacher), config, seeded(seed, 5)).to(self.device).train()
+        student = add_lora(copy.deepcopy(self.teacher), config, seeded(seed, Stream.STAGE1_ADAPTER))
+        self.trained = student.to(self.device).train()
 
     @property
     def frozen(self) -> list[nn.Module]:
@@ -234,7 +238,7 @@ class Stage1Task:
 
     def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Degraded crops as the student looks at them, and the clean ones."""
-        numbers, first = (self.config.loop.seed, 3), step * self.config.loop.micro_batch
+        numbers, first = (self.config.loop.seed, Stream.STAGE1_DEGRADATION), step * self.config.loop.micro_batch
         group = self.config.degradation_group
         pair = make_pairs(
             hr_B3HW, self.config.degradation, numbers=numbers, first=first, group=group, device=self.device
@@ -256,7 +260,8 @@ class Stage1Task:
 
         Returns equation 1 of these photos with and without the adapter.
         """
-        crops = [self.shown.crop(i, seeded(self.config.loop.seed, 6, i)) for i in range(len(self.shown))]
+        draws = by_image(self.config.loop.seed, Stream.STAGE1_SHOWN, images=range(len(self.shown)))
+        crops = [self.shown.crop(i, generator) for i, generator in enumerate(draws)]
         lr, hr = self._pair(torch.stack(crops), -1)
         self.trained.eval()
         seen = {

@@ -17,7 +17,7 @@ from seesr_core.method.controlnet import controlnet_from_unet
 from seesr_core.method.rca import rca_parameters
 from seesr_core.method.unet import build_unet
 
-from ..data.crops import scoped_seed
+from ..data.order import Stream, scoped_seed
 from ..engine.adapters import add_lora
 from ..recipes import Stage2Config
 
@@ -83,7 +83,7 @@ def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: Control
         raise SettingsError(
             f"trained {config.trained!r} goes on from weights that exist: name them by --init, or choose 'all'."
         )
-    with scoped_seed(config.loop.seed, 6):
+    with scoped_seed(config.loop.seed, Stream.STAGE2_WEIGHTS):
         unet = build_unet(base.unet_config, context_dim=dape.config.token_width)
         unet.load_state_dict({key: value.float() for key, value in base.unet_state.items()}, strict=False)
         controlnet = controlnet_from_unet(unet, hint_channels=hint_channels)
@@ -113,7 +113,7 @@ def choose_trained(networks: Networks, config: Stage2Config) -> None:
     rca = list(rca_parameters(unet).values())
     if config.trained == "lora":
         rca = []
-        with scoped_seed(config.loop.seed, 18):
+        with scoped_seed(config.loop.seed, Stream.STAGE2_ADAPTERS):
             add_lora(controlnet, config.lora_rank)
     elif config.trained == "rca-image-encoder":
         controlnet.requires_grad_(False)

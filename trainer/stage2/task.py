@@ -30,21 +30,23 @@ from seesr_core.method.text import encode_prompts
 
 from ..capacity.plan import make_plan, show
 from ..data.cache import FrozenCache, network_key
-from ..data.crops import Crops, Photo, by_image, digest, fingerprint, read_photos, write_skipped
+from ..data.crops import Crops, write_skipped
+from ..data.fingerprints import digest, fingerprint
+from ..data.order import Stream, by_image
 from ..data.pairs import check_groups, check_pairs_return, given_pairs, make_crops, make_pairs
+from ..data.photos import Photo, read_photos
 from ..data.pool import Pool, Prepared
 from ..degradation import Pair
 from ..engine import command
 from ..engine.adapters import merge_lora
-from ..engine.distribution import is_main_process, refuse_sharded_adapters, whole
 from ..engine.loop import flat, train
+from ..engine.processes import is_main_process, refuse_sharded_adapters
 from ..engine.samples import save_grid
+from ..engine.sharding import whole
 from ..losses import noise_loss
 from ..recipes import STAGE2_RECIPES, Stage2Config
 from .networks import Networks, build_networks
 from .validation import Validation
-
-__all__ = ["Batch", "Networks", "Stage2Task", "build_networks", "export", "tag_prompts", "train_control"]
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ class Stage2Task:
         """All inputs of a part of a step; every random draw derives from the seed and the number of its image."""
         config = self.config
         prepared = self.pool.get(step, self._prepare)
-        generators = by_image(config.loop.seed, 10, images=config.loop.images(step))
+        generators = by_image(config.loop.seed, Stream.DENOISING, images=config.loop.images(step))
         u, drop_u = (torch.cat([torch.rand(1, generator=generator) for generator in generators]) for _ in range(2))
         drop = drop_u < config.null_text
         latents = prepared.latents.to(self.device)
@@ -143,18 +145,20 @@ class Stage2Task:
 
     def degraded(self, crops: Tensor, first: int) -> Pair:
         """The pairs made of crops, uint8 (B, 3, H, W), the first of which is image number `first`."""
-        config, numbers, group = self.config, (self.config.loop.seed, 7), self.config.degradation_group
+        config, group = self.config, self.config.degradation_group
+        numbers = (config.loop.seed, Stream.STAGE2_DEGRADATION)
         return make_pairs(crops, config.degradation, numbers=numbers, first=first, group=group, device=self.device)
 
     @torch.no_grad()
     def encoded(self, pair: Pair, photos: Sequence[int], images: Sequence[int]) -> Prepared:
         """What the frozen networks make of pairs; `photos` they are from, `images` they are in the run."""
         codes, soft_prompt = self._looked_through(pair)
+        draws = by_image(self.config.loop.seed, Stream.POSTERIOR, images=images)
         return Prepared(
             photos=torch.tensor(photos),
             target=_to_u8(pair.hr_usm),
             condition=_to_u8(pair.lr_upsampled),
-            latents=self.networks.latents(codes, by_image(self.config.loop.seed, 8, images=images)).cpu(),
+            latents=self.networks.latents(codes, draws).cpu(),
             soft_prompt=soft_prompt.cpu(),
         )
 

@@ -21,7 +21,7 @@ from seesr_core.models import Models
 from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 
-from ..data.crops import by_image
+from ..data.order import Stream, by_image
 from ..engine.samples import save_grid
 from ..evaluate.pictures import as_picture, as_tensor, list_pictures, read_picture, unmatched
 from ..evaluate.quality.measure import Measure, means, read_niqe_model
@@ -125,7 +125,7 @@ class Validation:
         hr, lr = (x[None].to(task.device).float().div(255) for x in (pair.hr, pair.lr))
         large = F.interpolate(lr, hr.shape[2:], mode="bicubic").clamp(0, 1)
         hr, condition = hr[..., :height, :width], large[..., :height, :width].mul(255).round().div(255)
-        generators = by_image(0, 14, images=[number])
+        generators = by_image(0, Stream.VALIDATION, images=[number])
         latents = task.encode_image(hr, generators)
         return Batch(
             target=hr,

@@ -28,7 +28,8 @@ from trainer.data.crops import Crops
 from trainer.losses import noise_loss, prompt_loss
 from trainer.recipes import stage1_paper, stage2_debug
 from trainer.stage1.task import add_lora
-from trainer.stage2.task import Batch, Networks, Stage2Task
+from trainer.stage2.networks import Networks
+from trainer.stage2.task import Batch, Stage2Task
 
 from ..compare import Comparison
 from ..weights import rule_state_dict

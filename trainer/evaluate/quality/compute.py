@@ -16,7 +16,7 @@ from torch import Tensor
 from seesr_core.errors import DataError
 from seesr_core.pictures.reading import Photo, read_photo
 
-from ...data.crops import digest
+from ...data.fingerprints import digest
 from ..pictures import as_picture, as_tensor, enlarge
 from .builds import Builds
 from .metrics import BY_KEY, Facts, Outcome

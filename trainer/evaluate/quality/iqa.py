@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.crops import digest
+from ...data.fingerprints import digest
 from .metrics import Facts, Metric, Outcome
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seesr_core import __version__
 
-from ...data.crops import digest
+from ...data.fingerprints import digest
 from .fidelity import IDENTICAL_DB, SSIM_SIDE, full_luma_rows, psnr_y, ssim_y
 from .metrics import Facts, Outcome
 from .niqe import BLOCK, MIN_BLOCKS, NiqeModel, niqe_of_rows

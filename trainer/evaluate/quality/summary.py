@@ -12,7 +12,7 @@ import torch
 
 from seesr_core.runtime.files import atomic_write
 
-from ...data.crops import seeded
+from ...data.order import Stream, seeded
 from ..report.tables import ABSENT, Column, markdown
 from ..semantics.ranking import Estimate, mean_estimate, resamples
 from .builds import Builds
@@ -23,7 +23,6 @@ from .paper import SETS, Dataset, table2
 from .protocols import PROTOCOLS, ProtocolName
 
 RESAMPLES = 1000
-_STREAM = 24
 Summary = dict[str, Any]
 
 
@@ -76,7 +75,7 @@ def _intervals(figures: Mapping[str, Mapping[str, float]]) -> dict[str, list[flo
 
 
 def _estimate(values: torch.Tensor) -> Estimate:
-    return mean_estimate(values, resamples(len(values), RESAMPLES, seeded(_STREAM)))
+    return mean_estimate(values, resamples(len(values), RESAMPLES, seeded(Stream.SUMMARY_INTERVAL)))
 
 
 def differences(summaries: Mapping[str, Summary]) -> dict[str, dict[str, float]]:

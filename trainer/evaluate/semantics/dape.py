@@ -30,7 +30,8 @@ from torch import Tensor
 from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
 from seesr_core.errors import DataError, SettingsError
 
-from ...data.crops import Photo, load_rgb, read_photos, seeded
+from ...data.order import Stream, seeded
+from ...data.photos import Photo, load_rgb, read_photos
 from ...degradation import DegradationConfig
 from ...engine import command
 from ...nano.tagger import predict, split, targets
@@ -38,8 +39,6 @@ from ...stage1.task import read_teacher
 from ..report.tables import Column, markdown, show, write_json
 from ..testsets.degrade import degraded
 from .ranking import Estimate, map_over_photos, map_over_tags, resamples
-
-_STREAM = 21
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,7 +145,8 @@ def robustness(looks: Looks, vocabulary: Vocabulary, options: Options) -> dict[s
     telling = believed.any(0) & ~believed.all(0)
     if not telling.any():
         raise DataError("The tagger says the same of all clean photos, so there is nothing to rank; give more photos.")
-    weights = resamples(len(believed), options.resamples, seeded(options.seed, _STREAM)).repeat(1, options.repeats)
+    draws = seeded(options.seed, Stream.DAPE_INTERVAL)
+    weights = resamples(len(believed), options.resamples, draws).repeat(1, options.repeats)
     bounds = vocabulary.thresholds.logit(eps=1e-6)
     scores = {name: row.logits_BN - bounds for name, row in looks.degraded.items()}
     precision = precision_rows(scores, believed.repeat(options.repeats, 1), telling, weights)
@@ -240,7 +240,7 @@ def _label_rows(
     telling = positive.sum(0) >= min(options.min_photos, len(shown))
     if not telling.any():
         return {"absent": f"no word is on {options.min_photos} of {len(shown)} photos"}
-    weights = resamples(len(shown), options.resamples, seeded(options.seed, _STREAM, 1)).repeat(1, repeats)
+    weights = resamples(len(shown), options.resamples, seeded(options.seed, Stream.DAPE_INTERVAL, 1)).repeat(1, repeats)
     return {
         "photos": len(shown),
         "tags": int(telling.sum()),

@@ -21,7 +21,7 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.runtime.devices import AUTO, choose_device
 from seesr_core.runtime.files import atomic_write
 
-from ...data.crops import seeded
+from ...data.order import Stream, seeded
 from ...engine import command
 from ...stage1.task import read_teacher
 from ..quality.compute import BICUBIC, HR, SR, Case
@@ -36,7 +36,6 @@ from .overview import TITLES, overview, paper_rows
 from .ranking import resamples
 from .segmentation import segmentation
 
-_STREAM = 26
 _COLUMNS = (
     Column(key="map_tags", title="mAP over tags, % ↑"),
     Column(key="map_photos", title="mAP over pictures, % ↑"),
@@ -173,7 +172,7 @@ def agreement(cases: Sequence[Case], path: Path, options: Options) -> dict[str, 
         raise DataError(
             f"{path} says the same of all {len(cases)} originals, so there is nothing to rank; give more pictures."
         )
-    weights = resamples(len(cases), options.resamples, seeded(_STREAM))
+    weights = resamples(len(cases), options.resamples, seeded(Stream.SEMANTICS_INTERVAL))
     return {
         "photos": len(cases),
         "tags": int(telling.sum()),

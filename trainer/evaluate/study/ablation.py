@@ -20,7 +20,7 @@ from seesr_core.errors import SettingsError
 from seesr_core.models import load_models
 from seesr_core.pipeline import SeeSRPipeline
 
-from ...data.crops import seeded
+from ...data.order import Stream, seeded
 from ...engine import command
 from ...stage1.task import read_teacher
 from ..pictures import as_picture
@@ -34,7 +34,6 @@ from .rows import FILTERS, FULL, PLAIN_TAGGER, ROWS
 from .study import Study, read_pairs
 
 RESAMPLES = 1000
-_STREAM = 23
 _COLUMNS = (
     *QUALITY,
     Column(key="change", title="change of the output"),
@@ -186,7 +185,7 @@ def _differences(
         pairs = [(own[key], full[name][key]) for name, own in pictures.items() if key in own and key in full[name]]
         if pairs:
             values = torch.tensor(pairs, dtype=torch.float64)
-            weights = resamples(len(pairs), RESAMPLES, seeded(seed, _STREAM))
+            weights = resamples(len(pairs), RESAMPLES, seeded(seed, Stream.ABLATION_INTERVAL))
             found[key] = mean_estimate(values[:, 0] - values[:, 1], weights)._asdict()
     return found
 

@@ -21,11 +21,10 @@ from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 from seesr_core.tiling.runner import PlacedDenoiser
 
-from ...data.crops import seeded
+from ...data.order import Stream, seeded
 from ..pictures import as_tensor
 
 TIMESTEPS = (100, 300, 500, 700, 900)
-_STREAM = 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +62,7 @@ def make_target(
             f"{condition.shape[3]}×{condition.shape[2]}; it has {hr_3HW.shape[2]}×{hr_3HW.shape[1]} pixels."
         )
     latent = pipeline.encode(hr_3HW[None], settings)
-    generator = seeded(settings.seed, _STREAM, zlib.crc32(name.encode()))
+    generator = seeded(settings.seed, Stream.TEST_DENOISING, zlib.crc32(name.encode()))
     noises = torch.randn((len(timesteps), *latent.shape[1:]), generator=generator)
     return Target(latent=latent, condition=condition, noises=noises, timesteps=tuple(timesteps))
 

@@ -18,7 +18,7 @@ from seesr_core.pictures.writing import save_picture
 from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 
-from ...data.crops import digest, fingerprint
+from ...data.fingerprints import digest, fingerprint
 from ..pictures import list_pictures, read_picture
 from ..report.tables import write_json
 from ..testsets.degrade import spread

@@ -22,7 +22,8 @@ from seesr_core.errors import DataError, SettingsError
 from seesr_core.pictures.sizes import to_u8
 from seesr_core.pictures.writing import save_picture
 
-from ...data.crops import Photo, load_rgb, read_photos, seeded
+from ...data.order import Stream, seeded
+from ...data.photos import Photo, load_rgb, read_photos
 from ...degradation import DegradationConfig, GeneratorDraws, degrade
 from ...engine import command
 from ..pictures import as_picture
@@ -31,7 +32,6 @@ from ..report.tables import show, write_json
 log = logging.getLogger(__name__)
 
 LATENT_MULTIPLE = 32
-_STREAM = 20
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,7 +65,7 @@ def spread(items: Sequence[Any], limit: int) -> list[Any]:
 
 def degraded(hr_3HW: Tensor, name: str, config: DegradationConfig, *, seed: int) -> Tensor:
     """The LR picture, uint8 (3, H // scale, W // scale), of a uint8 photo (3, H, W), drawn from seed and name."""
-    draws = GeneratorDraws(seeded(seed, _STREAM, zlib.crc32(name.encode())))
+    draws = GeneratorDraws(seeded(seed, Stream.TEST_DEGRADATION, zlib.crc32(name.encode())))
     return to_u8(degrade(hr_3HW[None].float() / 255.0, config, draws).lr[0])
 
 

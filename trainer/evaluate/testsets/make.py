@@ -27,7 +27,8 @@ from torch import Tensor
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.pictures.writing import save_picture
 
-from ...data.crops import load_rgb, read_photos, seeded
+from ...data.order import Stream, seeded
+from ...data.photos import load_rgb, read_photos
 from ...degradation import DegradationConfig
 from ...engine import command
 from ..pictures import as_picture, list_pictures, unmatched
@@ -39,7 +40,6 @@ from .degrade import check_names, degraded
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_STREAM = 25
 
 
 @dataclass(kw_only=True, slots=True)
@@ -129,7 +129,7 @@ def _degraded_pairs(options: Options, small: list[str]) -> Iterator[Pair]:
 
 def _corner(image_3HW: Tensor, seed: int, name: str) -> tuple[int, int]:
     """Left and top of a random 512² crop, drawn from seed and name."""
-    generator = seeded(seed, _STREAM, zlib.crc32(name.encode()))
+    generator = seeded(seed, Stream.TEST_CROP, zlib.crc32(name.encode()))
     top, left = (int(torch.randint(side - HR_SIDE + 1, (), generator=generator)) for side in image_3HW.shape[1:])
     return left, top
 

@@ -22,7 +22,7 @@ from seesr_core.model_files import NANO, find_model
 from seesr_core.runtime.devices import AUTO
 from seesr_core.runtime.files import atomic_write
 
-from ...data.crops import read_photos
+from ...data.photos import read_photos
 from ...engine import command
 from ..quality import folders
 from ..quality.builds import Backend
