@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from ..errors import ImageError, SettingsError
+from ..pictures.opening import suffixes_read
 from ..pictures.writing import FORMATS, check_target, check_writable
 
 FOLDER_SUFFIX = ".png"
@@ -80,9 +80,8 @@ def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         ImageError: no pictures.
     """
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    suffixes = suffixes_read()
+    files = sorted(path for path in folder.iterdir() if os.path.isfile(path) and not path.name.startswith("."))
     photos = [path for path in files if not path.suffix or path.suffix.lower() in suffixes]
     if not photos:
         raise ImageError(f"{folder} holds no pictures: expected at least one, such as photo.jpg or photo.png.")

@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
 from ..errors import ImageError
-from ..runtime.memory import require_memory
+from .opening import open_picture
 from .sizes import Size, as_rgb
 
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    AttributeError,
-    OverflowError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow's readers raise on damaged files."""
-
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_DECODED_BYTES = 16
-"""Per pixel, at most, while a photo is read: decoded, turned, converted and apart from its alpha."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,7 +51,7 @@ def read_photo(path: str | os.PathLike[str], *, frame: int | None = None) -> Pho
     """Read one picture.
 
     Args:
-        path: any format that Pillow opens.
+        path: a file of one of `opening.FORMATS_READ`.
         frame: which picture (from 0) of an animation or of a file with several pages; None refuses such files.
 
     Raises:
@@ -82,13 +59,8 @@ def read_photo(path: str | os.PathLike[str], *, frame: int | None = None) -> Pho
         ResourceError: too large to be decoded in the memory that is left.
     """
     source = Path(path)
-    _check_file(source)
-    with _one_sentence(source), _unlimited_size(), Image.open(source) as image:
+    with open_picture(source) as image:
         _choose_frame(image, source, frame)
-        width, height = image.size
-        require_memory(
-            width * height * _DECODED_BYTES, f"{source} ({width}×{height} pixels)", "cut it into parts or reduce it"
-        )
         stored = _stored_mode(image)
         image.load()
         photo = _as_photo(image, source)
@@ -96,43 +68,6 @@ def read_photo(path: str | os.PathLike[str], *, frame: int | None = None) -> Pho
     if ";16" in stored:
         photo.notes.append("16 bits a channel were read; the method works on 8")
     return photo
-
-
-def _check_file(source: Path) -> None:
-    if source.is_dir():
-        raise ImageError(f"{source} is a folder: expected a picture file.")
-    try:
-        size = source.stat().st_size
-    except OSError as error:
-        raise ImageError(f"{source} cannot be read: {error.strerror or error}. Check the name.") from error
-    if size == 0:
-        raise ImageError(f"{source} is empty (0 bytes): expected a picture. Copy or download it again.")
-
-
-@contextmanager
-def _one_sentence(source: Path) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{source} is not a picture that can be read: expected PNG, JPEG, WebP, TIFF or another format of Pillow."
-        ) from error
-    except _BROKEN as error:
-        if isinstance(error, PermissionError):
-            raise ImageError(f"{source} cannot be read: {error.strerror}. Check its permissions.") from error
-        raise ImageError(f"{source} is truncated or damaged ({error}). Copy or download it again.") from error
-
-
-@contextmanager
-def _unlimited_size() -> Iterator[None]:
-    """Pillow refuses pictures beyond a fixed number of pixels; here the memory that is left decides."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _choose_frame(image: Image.Image, source: Path, frame: int | None) -> None:

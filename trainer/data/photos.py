@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from seesr_core.errors import DataError
+from seesr_core.errors import DataError, ImageError, ResourceError
+from seesr_core.pictures.opening import open_picture
 
 from ..engine.settings import read_toml
 from .mixture import Source
@@ -161,9 +162,11 @@ def opened(photo: Photo) -> Iterator[Image.Image]:
     Raises:
         DataError: it is no picture, or within the block cannot be decoded.
     """
-    path = photo.path
     try:
-        with photo.span.open() if photo.span else path.open("rb") as file, Image.open(file) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); remove it from the training data.") from error
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(photo.span.open()) if photo.span else None
+            yield stack.enter_context(open_picture(photo.path, stream))
+    except (ImageError, ResourceError, OSError) as error:
+        raise DataError(
+            f"{photo.path} cannot be read as an image ({error}); remove it from the training data."
+        ) from error

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from seesr_core.errors import DataError
+from seesr_core.errors import DataError, ImageError
+from seesr_core.pictures.opening import open_picture
 
 Ids = NDArray[np.int64]
 
@@ -75,9 +75,9 @@ class PanopticAnnotations:
         """
         path = self.files[name]
         try:
-            with Image.open(path) as picture:
+            with open_picture(path) as picture:
                 rgb = np.asarray(picture.convert("RGB"), dtype=np.int64)
-        except OSError as error:
+        except ImageError as error:
             raise DataError(f"{path} should hold the segments of {name} as a PNG ({error}).") from error
         return Segmented(rgb @ np.array([1, 256, 256**2]), self.segments[name])
 

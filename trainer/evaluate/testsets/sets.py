@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from PIL import Image
 
 from seesr_core.cli import main as seesr
 from seesr_core.errors import DataError, SettingsError
@@ -22,7 +21,7 @@ from seesr_core.model_files import NANO, find_model
 from seesr_core.runtime.devices import AUTO
 from seesr_core.runtime.files import atomic_write
 
-from ...data.photos import read_photos
+from ...data.photos import opened, read_photos
 from ...engine import command
 from ..quality import folders
 from ..quality.builds import Backend
@@ -146,7 +145,7 @@ def _side(folder: Path) -> int:
     """The largest square, up to the paper's 512², that every picture of a folder has."""
     sides = []
     for photo in read_photos(folder):
-        with Image.open(photo.path) as picture:
+        with opened(photo) as picture:
             sides.append(min(picture.size))
     side = min(*sides, HR_SIDE) // LATENT_MULTIPLE * LATENT_MULTIPLE
     if not side:
