@@ -1,11 +1,10 @@
-"""The guided prediction: order of the halves, what guidance and scales do, tiles."""
+"""The guided prediction: order of the halves, what guidance and scales do."""
 
 from dataclasses import replace
 
 import torch
 
-from seesr_core.method.denoiser import Denoiser, crop_tiles
-from seesr_core.tiling.grid import Tile
+from seesr_core.method.denoiser import Denoiser
 from tests.small_nets import inputs, seeded_networks
 
 
@@ -24,9 +23,9 @@ def _denoiser(**changes) -> Denoiser:
     return replace(start, **changes)
 
 
-def _call(denoiser: Denoiser, x=None, **kwargs) -> torch.Tensor:
+def _call(denoiser: Denoiser) -> torch.Tensor:
     with torch.no_grad():
-        return denoiser(inputs()["x"] if x is None else x, 400, **kwargs)
+        return denoiser(inputs()["x"], 400)
 
 
 def test_guidance_combines_the_two_halves():
@@ -47,25 +46,3 @@ def test_without_guidance_the_network_runs_once_per_image():
 def test_control_scale_zero_equals_no_controlnet():
     assert torch.equal(_call(_denoiser(control_scale=0.0)), _call(_denoiser(controlnet=None)))
     assert not torch.allclose(_call(_denoiser()), _call(_denoiser(controlnet=None)))
-
-
-def test_a_tile_that_is_the_whole_picture_changes_nothing():
-    whole = _call(_denoiser())
-    torch.testing.assert_close(_call(_denoiser(), tiles=[Tile(0, 0, 8, 8)]), whole)
-
-
-def test_tiles_are_stacked_tile_major_with_their_own_pixels():
-    image = torch.arange(2 * 3 * 16 * 24).reshape(2, 3, 16, 24).float()
-    tiles = [Tile(0, 0, 1, 1), Tile(1, 2, 1, 1)]
-    cropped = crop_tiles(image, tiles)
-    assert cropped.shape == (4, 3, 8, 8)
-    assert torch.equal(cropped[1], image[1, :, :8, :8])
-    assert torch.equal(cropped[2], image[0, :, 8:, 16:])
-
-
-def test_two_tiles_at_once_equal_one_after_the_other():
-    denoiser, x = _denoiser(image=inputs(size=16)["image"]), inputs(size=16)["x"]
-    tiles = [Tile(0, 0, 8, 8), Tile(8, 8, 8, 8)]
-    together = _call(denoiser, torch.cat([tile.crop(x) for tile in tiles]), tiles=tiles)
-    apart = torch.cat([_call(denoiser, tile.crop(x), tiles=[tile]) for tile in tiles])
-    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)

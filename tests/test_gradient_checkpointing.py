@@ -9,10 +9,10 @@ import torch
 
 from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts
+from seesr_core.method.losses import noise_loss
 from trainer.capacity.live_memory import LiveBytes
 from trainer.data.crops import Crops
 from trainer.data.photos import read_photos
-from trainer.losses import noise_loss
 from trainer.stage2.networks import build_networks
 from trainer.stage2.task import Stage2Task, tag_prompts
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.losses import noise_loss, prompt_loss
+from seesr_core.method.losses import noise_loss, prompt_loss
 
 from .golden import golden_dir
 from .parity.groups import losses

@@ -1,18 +1,56 @@
-"""The guided noise prediction ε̂(x, t) that sampling asks for: ControlNet, U-Net, classifier-free guidance, tiles."""
+"""The noise prediction ε_θ(x, t) of ControlNet and U-Net with RCA, and the guided one that sampling asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..tiling.grid import Tile
-
 PIXELS_PER_LATENT = 8
+
+
+def predict_noise(
+    unet: Any,
+    controlnet: Any | None,
+    x: Tensor,
+    t: int | Tensor,
+    text: Tensor,
+    *,
+    image: Tensor | None = None,
+    soft_prompt: Tensor | None = None,
+    control_scale: float = 1.0,
+    rca_scale: float = 1.0,
+) -> Tensor:
+    """ε_θ(x, t) of one pass of the networks, in the dtype that the U-Net computes in (paper, figure 2).
+
+    Args:
+        unet: U-Net with RCA (`build_unet`).
+        controlnet: ControlNet with RCA (`build_controlnet`); None is the prior alone.
+        x: noisy latents (B, C, h, w).
+        t: their timestep, or one each (B,).
+        text: text states (B, L, D).
+        image: what conditions the ControlNet, (B, 3, 8h, 8w) in [0, 1].
+        soft_prompt: DAPE's tokens (B, L, D); None leaves RCA out of both networks.
+        control_scale: multiplies every residual of the ControlNet; 0 does not run it.
+        rca_scale: 0 leaves RCA out, 1 is the trained network.
+    """
+    extra = {} if soft_prompt is None else {"soft_prompt": soft_prompt, "rca_scale": rca_scale}
+    down = mid = None
+    if controlnet is not None and control_scale != 0:
+        down, mid = controlnet(x, t, text, image, control_scale, cross_attention_kwargs=extra, return_dict=False)
+    (eps,) = unet(
+        x,
+        t,
+        text,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
+        cross_attention_kwargs=extra,
+        return_dict=False,
+    )
+    predicted: Tensor = eps
+    return predicted
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,42 +80,21 @@ class Denoiser:
     rca_scale: float = 1.0
     """0 leaves RCA out, 1 is the trained network."""
 
-    def __call__(self, x: Tensor, t: int | Tensor, tiles: Sequence[Tile] | None = None) -> Tensor:
-        """Predict the noise of `x` (B, 4, h, w), or of its tiles stacked tile-major (T·B, 4, th, tw)."""
-        copies = len(tiles) if tiles else 1
+    def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """Predict the noise of `x` (B, C, h, w), float32."""
         halves = [self.negative, self.positive] if self.cfg > 1 else [self.positive]
-        text = torch.cat([half.repeat(copies, 1, 1) for half in halves])
-        soft = None if self.soft_prompt is None else self.soft_prompt.repeat(copies * len(halves), 1, 1)
-        image = crop_tiles(self.image, tiles).repeat(len(halves), 1, 1, 1) if self.controlnet is not None else None
-        eps = self._predict(torch.cat([x] * len(halves)), t, text, soft, image)
+        eps = predict_noise(
+            self.unet,
+            self.controlnet,
+            torch.cat([x] * len(halves)),
+            t,
+            torch.cat(halves),
+            image=self.image.repeat(len(halves), 1, 1, 1),
+            soft_prompt=None if self.soft_prompt is None else self.soft_prompt.repeat(len(halves), 1, 1),
+            control_scale=self.control_scale,
+            rca_scale=self.rca_scale,
+        ).float()
         if self.cfg <= 1:
             return eps
         eps_neg, eps_pos = eps.chunk(2)
         return eps_neg + self.cfg * (eps_pos - eps_neg)
-
-    def _predict(self, x: Tensor, t: int | Tensor, text: Tensor, soft: Tensor | None, image: Tensor | None) -> Tensor:
-        extra = {} if soft is None else {"soft_prompt": soft, "rca_scale": self.rca_scale}
-        down = mid = None
-        if self.controlnet is not None and self.control_scale != 0:
-            down, mid = self.controlnet(
-                x, t, text, image, self.control_scale, cross_attention_kwargs=extra, return_dict=False
-            )
-        (eps,) = self.unet(
-            x,
-            t,
-            text,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-            cross_attention_kwargs=extra,
-            return_dict=False,
-        )
-        return eps.float()
-
-
-def crop_tiles(image: Tensor, tiles: Sequence[Tile] | None) -> Tensor:
-    """The pixels under each tile of the latent, stacked tile-major (T·B, 3, 8·th, 8·tw); the whole image without
-    tiles."""
-    if not tiles:
-        return image
-    p = PIXELS_PER_LATENT
-    return torch.cat([image[:, :, p * s.y : p * (s.y + s.height), p * s.x : p * (s.x + s.width)] for s in tiles])

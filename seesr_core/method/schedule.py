@@ -86,6 +86,20 @@ def check_start_timestep(start_timestep: int) -> None:
         raise SettingsError(f"The start timestep must be between 0 and {LAST_TIMESTEP}, not {start_timestep}.")
 
 
+def q_sample(z: Tensor, noise: Tensor, acp: float | Tensor) -> Tensor:
+    """The forward process q(z_t | z): z_t = √ᾱ·z + √(1 − ᾱ)·ε.
+
+    `z` is a scaled latent and `noise` standard normal, both (B, C, h, w); `acp` is ᾱ_t, one for the whole batch or a
+    tensor that broadcasts, such as (B, 1, 1, 1).
+    """
+    return acp**0.5 * z + (1.0 - acp) ** 0.5 * noise
+
+
+def x0_from_eps(x: Tensor, eps: Tensor, acp: float | Tensor) -> Tensor:
+    """The clean latent that `eps` implies, (x − √(1 − ᾱ)·ε) / √ᾱ; arguments as in `q_sample`, which it inverts."""
+    return (x - (1.0 - acp) ** 0.5 * eps) / acp**0.5
+
+
 def lr_embedding(z_lr: Tensor, noise: Tensor, start_timestep: int = LAST_TIMESTEP) -> Tensor:
     """Start of sampling from the LR latent noised to `start_timestep` (LRE, §3.4 of the paper).
 
@@ -96,8 +110,7 @@ def lr_embedding(z_lr: Tensor, noise: Tensor, start_timestep: int = LAST_TIMESTE
         SettingsError: `start_timestep` lies outside 0 … 999.
     """
     check_start_timestep(start_timestep)
-    acp = acp_at(start_timestep)
-    return acp**0.5 * z_lr + (1.0 - acp) ** 0.5 * noise
+    return q_sample(z_lr, noise, acp_at(start_timestep))
 
 
 def exploding_noise(z_lr: Tensor, noise: Tensor, *, acp: float, sigma: float, scale: float) -> Tensor:
@@ -114,7 +127,7 @@ def exploding_noise(z_lr: Tensor, noise: Tensor, *, acp: float, sigma: float, sc
         scale: factor that the sampler gives its noise: `sigma`, or sqrt(1 + sigma²) where it starts from pure noise.
     """
     z32 = z_lr.float()
-    seen = acp**0.5 * z32 + (1.0 - acp) ** 0.5 * noise.float()
+    seen = q_sample(z32, noise.float(), acp)
     return (((1.0 + sigma**2) ** 0.5 * seen - z32) / scale).to(z_lr.dtype)
 
 
@@ -133,7 +146,7 @@ def ddpm_step(eps: Tensor, t: int, x: Tensor, noise: Tensor, *, previous: int) -
     acp, acp_previous = acp_at(t), acp_at(previous)
     alpha = acp / acp_previous
     x32 = x.float()
-    x0 = (x32 - (1.0 - acp) ** 0.5 * eps.float()) / acp**0.5
+    x0 = x0_from_eps(x32, eps.float(), acp)
     x0_share = acp_previous**0.5 * (1.0 - alpha) / (1.0 - acp)
     x_share = alpha**0.5 * (1.0 - acp_previous) / (1.0 - acp)
     std = ddpm_variance(t, previous=previous) ** 0.5

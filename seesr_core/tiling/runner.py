@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..method.denoiser import Denoiser, crop_tiles
+from ..method.denoiser import PIXELS_PER_LATENT, Denoiser
 from ..pictures.sizes import to_u8
 from .grid import Tile
 
@@ -73,11 +73,16 @@ class PlacedDenoiser:
         soft = whole.soft_prompt
         return replace(
             whole,
-            image=self._put(crop_tiles(whole.image, tiles).float() / 255.0),
+            image=self._put(self._pixels(tiles).float() / 255.0),
             positive=self._put(whole.positive.repeat(copies, 1, 1)),
             negative=self._put(whole.negative.repeat(copies, 1, 1)),
             soft_prompt=None if soft is None else self._put(soft.repeat(copies, 1, 1)),
         )
+
+    def _pixels(self, tiles: Sequence[Tile] | None) -> Tensor:
+        """The picture under each tile, stacked tile-major (T·B, 3, 8·th, 8·tw); the whole one without tiles."""
+        whole = self.denoiser.image
+        return torch.cat([tile.crop(whole, PIXELS_PER_LATENT) for tile in tiles]) if tiles else whole
 
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)

@@ -28,6 +28,7 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
+from seesr_core.method.losses import noise_loss
 from seesr_core.runtime.files import atomic_write
 
 from ..data.order import seeded
@@ -38,7 +39,6 @@ from ..degradation import DegradationConfig, Pair, SharpenConfig
 from ..engine import command
 from ..engine.optimizers import build_optimizer
 from ..engine.processes import local_device
-from ..losses import noise_loss
 from ..nano.autoencoder import build_autoencoder
 from ..nano.prior import PriorConfig, PriorSizes, build_prior
 from ..nano.tagger import tagger_config

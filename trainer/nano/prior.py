@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from seesr_core.dape.model import DAPE
 from seesr_core.formats.base import Base
+from seesr_core.method.denoiser import predict_noise
+from seesr_core.method.losses import noise_loss
 
 from ..data.order import Stream, seeded
-from ..losses import noise_loss
 from ..recipes import Stage2Config
 from ..stage2.networks import Networks, build_networks
 from ..stage2.task import Stage2Task
@@ -122,7 +123,7 @@ class PriorTask(Stage2Task):
         text = self.encode_text(batch.prompts)
         alone, without = torch.rand(2, generator=seeded(self.config.loop.seed, Stream.NANO_PRIOR, step)).tolist()
         if alone < self.prior.alone:
-            (pred,) = self.networks.unet(self.noisy(batch), batch.timesteps, text, return_dict=False)
+            pred = predict_noise(self.networks.unet, None, self.noisy(batch), batch.timesteps, text)
             return noise_loss(pred, batch.noise), {}
         if without < self.prior.without_soft_prompt:
             batch.soft_prompt = None

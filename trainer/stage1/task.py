@@ -27,6 +27,7 @@ from seesr_core.dape.lora import fuse_qkv, lora_target_modules, unfuse_qkv
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.formats.detect import Kind, detect
 from seesr_core.formats.ram import read_dape, read_ram, write_adapter, write_dape
+from seesr_core.method.losses import PromptLoss, prompt_loss
 from seesr_core.runtime.files import atomic_write
 
 from ..capacity.plan import make_plan, show
@@ -41,7 +42,6 @@ from ..engine import command
 from ..engine.loop import flat, train
 from ..engine.processes import is_main_process, refuse_sharded_adapters
 from ..engine.samples import save_grid
-from ..losses import PromptLoss, prompt_loss
 from ..recipes import STAGE1_RECIPES, Stage1Config
 
 if TYPE_CHECKING:

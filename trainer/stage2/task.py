@@ -24,8 +24,10 @@ from seesr_core.errors import DataError
 from seesr_core.formats.base import load_base
 from seesr_core.formats.control import ControlParts, read_control, write_control
 from seesr_core.formats.ram import read_dape
+from seesr_core.method.denoiser import predict_noise
+from seesr_core.method.losses import noise_loss, noise_loss_per_image
 from seesr_core.method.rca import rca_parameters
-from seesr_core.method.schedule import alphas_cumprod
+from seesr_core.method.schedule import alphas_cumprod, q_sample, x0_from_eps
 from seesr_core.method.text import encode_prompts
 
 from ..capacity.plan import make_plan, show
@@ -43,7 +45,6 @@ from ..engine.loop import flat, train
 from ..engine.processes import is_main_process, refuse_sharded_adapters
 from ..engine.samples import save_grid
 from ..engine.sharding import whole
-from ..losses import noise_loss
 from ..recipes import STAGE2_RECIPES, Stage2Config
 from .networks import Networks, build_networks
 from .validation import Validation
@@ -109,7 +110,7 @@ class Stage2Task:
         """Eq. 2 of one part of a batch."""
         batch = self.batch(step)
         pred = self.predict(self.noisy(batch), batch, self.text_states(batch.prompts))
-        per_image = (pred.float() - batch.noise).square().mean((1, 2, 3)).detach()
+        per_image = noise_loss_per_image(pred.detach(), batch.noise)
         return noise_loss(pred, batch.noise), _by_band(per_image, batch.timesteps)
 
     @torch.no_grad()
@@ -229,26 +230,15 @@ class Stage2Task:
         return self._texts.get(prompts, self.encode_text).to(self.device)
 
     def noisy(self, batch: Batch) -> Tensor:
-        """z_t = √ᾱ_t·z₀ + √(1 − ᾱ_t)·ε."""
-        acp = self.acp[batch.timesteps].view(-1, 1, 1, 1).float()
-        return acp.sqrt() * batch.latents + (1 - acp).sqrt() * batch.noise
+        """z_t of each image's own timestep."""
+        return q_sample(batch.latents, batch.noise, self.acp[batch.timesteps].view(-1, 1, 1, 1).float())
 
     def predict(self, x: Tensor, batch: Batch, text: Tensor) -> Tensor:
         """ε̂ with ControlNet and RCA."""
-        extra = {} if batch.soft_prompt is None else {"soft_prompt": batch.soft_prompt}
-        down, mid = self.networks.controlnet(
-            x, batch.timesteps, text, batch.condition, cross_attention_kwargs=extra, return_dict=False
+        nets = self.networks
+        return predict_noise(
+            nets.unet, nets.controlnet, x, batch.timesteps, text, image=batch.condition, soft_prompt=batch.soft_prompt
         )
-        (eps,) = self.networks.unet(
-            x,
-            batch.timesteps,
-            text,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-            cross_attention_kwargs=extra,
-            return_dict=False,
-        )
-        return eps
 
     def sample(self, folder: Path, step: int) -> Mapping[str, float] | None:
         """LR, one-step estimates of z₀ from t = 250 and 500, HR; and the figures of the validation, if there is one."""
@@ -257,9 +247,8 @@ class Stage2Task:
         rows = [batch.condition]
         for t in (250, 500):
             batch.timesteps = torch.full_like(batch.timesteps, t)
-            x, acp = self.noisy(batch), self.acp[t].float()
-            z = (x - (1 - acp).sqrt() * self.predict(x, batch, text).float()) / acp.sqrt()
-            rows.append(self.decode(z))
+            x = self.noisy(batch)
+            rows.append(self.decode(x0_from_eps(x, self.predict(x, batch, text).float(), self.acp[t].float())))
         save_grid(folder / f"{step:06d}.png", [row[:8] for row in (*rows, batch.target)])
         return self.validation(self, folder, step) if self.validation else None
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seesr_core.dape import Vocabulary, prepare
 from seesr_core.errors import DataError
+from seesr_core.method.losses import noise_loss
 from seesr_core.models import Models
 from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
@@ -115,7 +116,7 @@ class Validation:
         for first, t in BANDS:
             batch.timesteps = torch.full_like(batch.timesteps, t)
             pred = task.predict(task.noisy(batch), batch, text)
-            found[f"val_loss_t{first}"] = float(F.mse_loss(pred.float(), batch.noise))
+            found[f"val_loss_t{first}"] = float(noise_loss(pred, batch.noise))
         return {"val_loss": sum(found.values()) / len(found), **found}
 
     def _batch(self, task: Stage2Task, number: int, pair: ValidationPair) -> Batch:

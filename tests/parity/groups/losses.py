@@ -22,10 +22,10 @@ from seesr_core.dape import DAPE, DAPEConfig, SwinConfig
 from seesr_core.dape.lora import PEFT_PREFIX, peft_lora_to_published, published_lora_to_peft
 from seesr_core.dape.preprocess import normalize
 from seesr_core.method.controlnet import build_controlnet
+from seesr_core.method.losses import noise_loss, prompt_loss
 from seesr_core.method.rca import rca_parameters
 from seesr_core.method.unet import build_unet
 from trainer.data.crops import Crops
-from trainer.losses import noise_loss, prompt_loss
 from trainer.recipes import stage1_paper, stage2_debug
 from trainer.stage1.task import add_lora
 from trainer.stage2.networks import Networks

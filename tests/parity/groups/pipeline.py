@@ -19,6 +19,7 @@ from seesr_core.method.sampling import RecordedNoise, sample, start_latent
 from seesr_core.method.schedule import alphas_cumprod, ddpm_variance, timesteps
 from seesr_core.method.unet import build_unet
 from seesr_core.tiling.grid import TiledDenoiser, gaussian_window, tile_grid
+from seesr_core.tiling.runner import PlacedDenoiser
 
 from ..compare import Comparison
 from ..weights import rule_state_dict
@@ -193,7 +194,7 @@ def compute(fixture: Fixture, name: str) -> Trace:
         start_timestep=run["start_steps"],
     )
     trace = Trace(timesteps=timesteps(run["num_inference_steps"], start_timestep=run["start_steps"]))
-    denoise = tiled_denoiser(fixture, run, inputs["cond_u8"].float() / 255)
+    denoise = tiled_denoiser(fixture, run, inputs["cond_u8"])
 
     def traced(x: Tensor, t: int) -> Tensor:
         trace.eps.append(denoise(x, t))
@@ -213,22 +214,25 @@ def compute(fixture: Fixture, name: str) -> Trace:
     return trace
 
 
-def tiled_denoiser(fixture: Fixture, run: Run, image: Tensor) -> TiledDenoiser:
-    """The run's denoiser; without `args` the published loop does not see the run's tile settings."""
-    batch = len(image)
+def tiled_denoiser(fixture: Fixture, run: Run, image_u8: Tensor) -> TiledDenoiser:
+    """The run's denoiser, put together as `SeeSRPipeline` does it.
+
+    Without `args` the published loop does not see the run's tile settings.
+    """
+    batch = len(image_u8)
     denoiser = Denoiser(
         unet=fixture.unet,
         controlnet=fixture.controlnet,
         positive=fixture.inputs["prompt_embeds"].expand(batch, -1, -1),
         negative=fixture.inputs["negative_prompt_embeds"].expand(batch, -1, -1),
         soft_prompt=fixture.inputs["soft_prompt"].expand(batch, -1, -1),
-        image=image,
+        image=image_u8,
         cfg=run["guidance_scale"],
         control_scale=run["conditioning_scale"],
     )
     told = run if run.get("args") else {}
     return TiledDenoiser(
-        denoise=denoiser,
+        denoise=PlacedDenoiser(denoiser=denoiser, device=torch.device("cpu"), dtype=torch.float32),
         tile=told.get("latent_tiled_size", DEFAULT_TILE),
         overlap=told.get("latent_tiled_overlap", DEFAULT_OVERLAP),
     )

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from seesr_core.errors import DataError
 from seesr_core.method.denoiser import Denoiser
-from seesr_core.method.schedule import lr_embedding
+from seesr_core.method.losses import noise_loss
+from seesr_core.method.schedule import acp_at, q_sample
 from seesr_core.pictures.sizes import prepare
 from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
@@ -87,5 +88,5 @@ def denoising_loss(pipeline: SeeSRPipeline, target: Target, prompts: Prompts) ->
     predict = PlacedDenoiser(denoiser=denoiser, device=models.device, dtype=models.dtype)
     errors = []
     for t, noise in zip(target.timesteps, target.noises[:, None], strict=True):
-        errors.append((predict(lr_embedding(target.latent, noise, t), t) - noise).square().mean())
+        errors.append(noise_loss(predict(q_sample(target.latent, noise, acp_at(t)), t), noise))
     return float(torch.stack(errors).mean())

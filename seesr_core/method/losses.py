@@ -45,3 +45,8 @@ def prompt_loss(
 def noise_loss(pred: Tensor, noise: Tensor) -> Tensor:
     """Equation 2: mean squared error between the predicted noise and the noise that was added, unweighted; a scalar."""
     return F.mse_loss(pred.float(), noise.float())
+
+
+def noise_loss_per_image(pred: Tensor, noise: Tensor) -> Tensor:
+    """Equation 2 of each image of a batch, (B,)."""
+    return F.mse_loss(pred.float(), noise.float(), reduction="none").mean((1, 2, 3))
