@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...seesr_core.errors import ImageError, SettingsError
+from ...seesr_core.tiling.autoencoder import decode_tiled, encode_tiled
 from ..schema import channels_first, is_finite, view_channels_first
 
 PIXELS_PER_CELL = 8
 _CHANNELS = 4
 LARGE_PIXELS = 1536 * 1536
-"""Pictures with more pixels go through the host's tiled encode and decode."""
-TILE_PX, OVERLAP_PX = 1024, 128
+"""Pictures with more pixels are encoded and decoded in tiles."""
+TILE_PX = 1024
+"""Side of a tile, without the surrounding that its convolutions see."""
 
 
 def encode_image(model: Any, vae: Any, image_BHWC: Tensor) -> Tensor:
@@ -28,7 +32,7 @@ def encode_image(model: Any, vae: Any, image_BHWC: Tensor) -> Tensor:
     height, width = _checked_size(image_BHWC)
     pixels_BHWC = channels_first(image_BHWC).movedim(1, -1)
     if height * width > LARGE_PIXELS:
-        samples = vae.encode_tiled(pixels_BHWC, tile_x=TILE_PX, tile_y=TILE_PX, overlap=OVERLAP_PX)
+        samples = encode_tiled(_InTiles(vae), pixels_BHWC.movedim(-1, 1), tile_px=TILE_PX)
     else:
         samples = vae.encode(pixels_BHWC)
     _check_latents(model, samples, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL))
@@ -36,7 +40,7 @@ def encode_image(model: Any, vae: Any, image_BHWC: Tensor) -> Tensor:
 
 
 def decode_latent(vae: Any, samples: Tensor) -> Tensor:
-    """Pictures (B, 8h, 8w, 3) of unscaled latents (B, 4, h, w): what VAE Decode gives, or VAE Decode (Tiled) if large.
+    """Pictures (B, 8h, 8w, 3) of unscaled latents (B, C, h, w): what VAE Decode gives, in one pass of tiles if large.
 
     Raises:
         SettingsError: an autoencoder of another kind.
@@ -45,8 +49,32 @@ def decode_latent(vae: Any, samples: Tensor) -> Tensor:
     height, width = samples.shape[-2:]
     if height * width * PIXELS_PER_CELL**2 <= LARGE_PIXELS:
         return vae.decode(samples)
-    tile, overlap = TILE_PX // PIXELS_PER_CELL, OVERLAP_PX // PIXELS_PER_CELL
-    return vae.decode_tiled(samples, tile_x=tile, tile_y=tile, overlap=overlap)
+    return decode_tiled(_InTiles(vae), samples, tile_px=TILE_PX).movedim(1, -1)
+
+
+class _InTiles(nn.Module):
+    """The host's autoencoder as the core's tiling calls one; loading, device and precision stay the host's.
+
+    The host's own tilers run over the picture three times, with tiles of three shapes, to hide their seams.
+    """
+
+    config = SimpleNamespace(scaling_factor=1.0)
+    pixels_per_cell = PIXELS_PER_CELL
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.network = vae.first_stage_model
+        self._vae = vae
+
+    def encode(self, image_B3HW: Tensor) -> SimpleNamespace:
+        """`latents` (B, C, H/8, W/8), unscaled, of pictures in [0, 1]."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return SimpleNamespace(latents=self._vae.encode(image_B3HW.movedim(1, -1)))
+
+    def decode(self, latents_BChw: Tensor) -> SimpleNamespace:
+        """`sample`: pictures (B, 3, 8h, 8w) in [0, 1]."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return SimpleNamespace(sample=self._vae.decode(latents_BChw).movedim(-1, 1))
 
 
 def check_vae(vae: Any) -> None:

@@ -29,7 +29,8 @@ _Net = Callable[[Tensor], Tensor]
 def encode_tiled(vae: Any, image_B3HW: Tensor, *, tile_px: int = 1024) -> Tensor:
     """Scaled latents (B, 4, H/8, W/8) of pictures in [−1, 1] with sides that are multiples of 8.
 
-    `vae` is diffusers' AutoencoderKL (the mode of its posterior is taken) or AutoencoderTiny, on the picture's device.
+    `vae` is diffusers' AutoencoderKL (the mode of its posterior is taken) or AutoencoderTiny, on the picture's device,
+    or any module with their `encode`, `decode` and `config.scaling_factor` that tells its `pixels_per_cell`.
     `tile_px`: side of a tile in pixels, without its surrounding; a picture no larger is encoded whole.
 
     Raises:
@@ -67,6 +68,8 @@ def decode_tiled(vae: Any, latents_B4hw: Tensor, *, tile_px: int = 1024) -> Tens
 
 
 def _pixels_per_cell(vae: Any) -> int:
+    if hasattr(vae, "pixels_per_cell"):
+        return int(vae.pixels_per_cell)
     channels = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
     return int(2 ** (len(channels) - 1))
 
@@ -253,7 +256,8 @@ def _normalise(norm: nn.Module, x: Tensor, moments: _Moments) -> Tensor:
     mean, variance = moments.mean_and_variance()
     normal = (_groups(norm, x) - mean.float()) * (variance + norm.eps).rsqrt().float()
     per_channel = (1, -1, *([1] * (x.ndim - 2)))
-    return normal.reshape(x.shape) * norm.weight.float().view(per_channel) + norm.bias.float().view(per_channel)
+    weight, bias = (parameter.to(x.device).float().view(per_channel) for parameter in (norm.weight, norm.bias))
+    return normal.reshape(x.shape) * weight + bias
 
 
 @contextmanager

@@ -248,58 +248,42 @@ def test_another_tagger_is_refused(nano: dict[str, Any]) -> None:
 
 
 class SpyVAE:
-    """Remembers which of its methods is called, and with how much."""
+    """Remembers the sizes that go through it at once."""
 
     latent_channels, latent_dim = 4, 2
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, int]]] = []
+        self.calls: list[tuple[str, int, int]] = []
+        self.first_stage_model = torch.nn.Identity()
 
     def spacial_compression_encode(self) -> int:
         """As the host asks for it."""
         return 8
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Whole."""
-        self.calls.append(("encode", {}))
-        return torch.zeros(len(pixels), 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
-
-    def encode_tiled(self, pixels: Tensor, **tiles: int) -> Tensor:
-        """In tiles."""
-        self.calls.append(("encode_tiled", tiles))
+        """Zeros of a latent's shape."""
+        self.calls.append(("encode", *pixels.shape[1:3]))
         return torch.zeros(len(pixels), 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Whole."""
-        self.calls.append(("decode", {}))
-        return torch.zeros(1)
-
-    def decode_tiled(self, samples: Tensor, **tiles: int) -> Tensor:
-        """In tiles."""
-        self.calls.append(("decode_tiled", tiles))
-        return torch.zeros(1)
+        """Zeros of a picture's shape."""
+        self.calls.append(("decode", 8 * samples.shape[2], 8 * samples.shape[3]))
+        return torch.zeros(len(samples), 8 * samples.shape[2], 8 * samples.shape[3], 3)
 
 
-@pytest.mark.parametrize(
-    ("side", "calls"),
-    [
-        (1536, [("encode", {}), ("decode", {})]),
-        (
-            1544,
-            [
-                ("encode_tiled", {"tile_x": 1024, "tile_y": 1024, "overlap": 128}),
-                ("decode_tiled", {"tile_x": 128, "tile_y": 128, "overlap": 16}),
-            ],
-        ),
-    ],
-)
-def test_large_pictures_go_through_the_host_s_tiled_autoencoder(
-    nano: dict[str, Any], side: int, calls: list[Any]
+@pytest.mark.parametrize(("side", "pieces"), [(1536, [(1536, 1536)]), (1544, [(772, 768)] * 4)])
+def test_large_pictures_go_through_the_autoencoder_in_one_pass_of_tiles(
+    nano: dict[str, Any], side: int, pieces: list[tuple[int, int]]
 ) -> None:
     autoencoder, vae = plugin("nodes.host.vae"), SpyVAE()
     samples = autoencoder.encode_image(nano["model"], vae, torch.zeros(1, side, 1536, 3))
     autoencoder.decode_latent(vae, samples)
-    assert vae.calls == calls
+    probe = [] if side == 1536 else [(64, 64)]
+    for way in ("encode", "decode"):
+        sizes = [(height, width) for name, height, width in vae.calls if name == way]
+        assert len(sizes) == len(pieces) + len(probe)
+        area = sum(height * width for height, width in sizes if (height, width) not in probe)
+        assert area == side * 1536, "without convolutions nothing around a tile is computed"
 
 
 CONTRACT: dict[str, dict[str, Any]] = {
