@@ -64,7 +64,7 @@ def control_path(name: str) -> Path:
 
 
 def dape_names() -> list[str]:
-    """Names for the tagger's loader."""
+    """Names of the files that the tagger's loader lists."""
     return folder_paths.get_filename_list(DAPE)
 
 

@@ -47,9 +47,9 @@ class Models:
     dape: DAPE
     """The tagger, in float32, since its thresholds are fine."""
     vocabulary: Vocabulary
-    """Its tags."""
+    """The tags that the tagger knows, with their thresholds."""
     name: str = ""
-    """What the user called it."""
+    """The name by which the user asked for the model."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults of this model, some of `UpscaleSettings`."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

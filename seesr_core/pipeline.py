@@ -52,7 +52,7 @@ class Result:
     image: Image.Image
     """RGB, exactly the photo's size × scale."""
     report: Report
-    """How it came about."""
+    """How the picture came about: tags, sizes, seconds and memory."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,7 +62,7 @@ class SeeSRPipeline:
     models: Models
     """The networks."""
     progress: Progress = lambda done, total: None
-    """Follows the sampling."""
+    """Called with (done, total) while it samples."""
 
     def __call__(self, photo: Picture, settings: UpscaleSettings | None = None) -> Result:
         """Upscale one photo; errors as `run`."""

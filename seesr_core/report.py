@@ -28,7 +28,7 @@ class Report:
     tiles: int
     """Tiles a step."""
     settings: UpscaleSettings
-    """As used; `seed` is this photo's own."""
+    """Settings as used; `seed` is this photo's own."""
     phases: list[Phase] = field(default_factory=list)
     """Seconds and peak memory of each phase, of the whole batch."""
 

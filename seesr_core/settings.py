@@ -50,7 +50,7 @@ class UpscaleSettings:
     color_fix: ColorFix = "adain"
     """How the result gets the photo's colours."""
     prompt: str = ""
-    """Words of the user, after the tags."""
+    """The user's words, which follow the tags."""
     added_prompt: str = "clean, high-resolution, 8k"
     """Words that always follow."""
     negative: str = "dotted, noise, blur, lowres, smooth"

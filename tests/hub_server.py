@@ -34,7 +34,7 @@ class Day:
     always: bool = False
     """Whether the last status is for every further request."""
     statuses_of_get: list[int] = field(default_factory=list)
-    """The same for GET alone."""
+    """Statuses for GET requests alone."""
     body: bytes | None = None
     """What is sent instead of what was announced."""
     ignores_ranges: bool = False

@@ -176,14 +176,14 @@ def real(key: str, **options: Any) -> PyiqaBuild:
 
 
 def test_the_real_psnr_agrees_with_ours(photo_and_copy: tuple[Tensor, Tensor]) -> None:
-    """It adds 1e-8 to the mean squared error, which shows where pictures are very alike."""
+    """pyiqa adds 1e-8 to the mean squared error, which shows where pictures are very alike."""
     for original, picture in (photo_and_copy, pictures(64, 80, 0.05)):
         error = 10 ** (-psnr_y(picture, original) / 10) + 1e-8
         assert real("psnr_y").measure([picture], [original])[0].value == pytest.approx(-10 * np.log10(error), abs=1e-4)
 
 
 def test_the_real_ssim_agrees_with_ours(photo_and_copy: tuple[Tensor, Tensor]) -> None:
-    """It rounds luma to whole levels, which shows in smooth parts."""
+    """pyiqa rounds luma to whole levels, which shows in smooth parts."""
     build = real("ssim_y")
     for (original, picture), tolerance in ((photo_and_copy, 2e-3), (pictures(64, 80, 0.05), 1e-3)):
         expected = ssim_y(picture, original)

@@ -54,7 +54,7 @@ def stage1_task(photos: Sequence[Photo], settings: Stage1Config, folder: Path | 
 
 
 def losses(task: Any, steps: int = 8) -> list[float]:
-    """Of steps without training, dropout drawn alike."""
+    """Losses of steps without training, dropout drawn alike."""
     found = []
     for step in range(steps):
         torch.manual_seed(step)

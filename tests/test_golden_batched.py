@@ -37,7 +37,7 @@ class InABatch:
         return self.recorded.uniforms(1, low, high).expand(count).clone()
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Of the shape (B, …), or of a pattern (H, W) that all photos share."""
+        """Recorded noise of the shape (B, …), or of a pattern (H, W) that all photos share."""
         if len(shape) == 2:
             return self.recorded.normal(shape)
         return self.recorded.normal((1, *shape[1:])).expand(*shape).clone()

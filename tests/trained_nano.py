@@ -32,7 +32,7 @@ from trainer.stage2.validation import Validation, read_pairs
 
 NANO = Path(__file__).resolve().parents[1] / "seesr_core" / "nano"
 SETTINGS: dict[str, Any] = {"steps": 4, "min_size": 64}
-"""Of the validation, over the published ones."""
+"""Settings of the validation, over the published ones."""
 LR_SIZE = (24, 16)
 STEPS = 3
 

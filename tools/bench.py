@@ -48,15 +48,15 @@ class Row:
     sampling_s: float = 0.0
     """Sampling alone; 0 if it did not end."""
     sampling_busy_s: float = 0.0
-    """Processor time of it, over all threads: what other work on the machine does not change."""
+    """Processor time of the sampling, over all threads: what other work on the machine does not change."""
     sampling_mib: float = 0.0
     """Peak of the process (CPU) or of the allocator (GPU) while sampling."""
     total_s: float = 0.0
     """Everything after loading; 0 if it did not end."""
     total_busy_s: float = 0.0
-    """Processor time of it."""
+    """Processor time of everything after loading."""
     total_mib: float = 0.0
-    """Peak over everything."""
+    """Peak of memory over everything."""
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ class Taken:
     """What a command took."""
 
     title: str
-    """What it does."""
+    """What the command does, as the table says it."""
     seconds: float
     """Wall-clock time."""
     peak: int
@@ -52,10 +52,10 @@ class Taken:
     left: int
     """Bytes on disk in its folder afterwards."""
     output: str = field(repr=False)
-    """What it printed."""
+    """What the command printed."""
 
     def row(self) -> str:
-        """As a row of the table."""
+        """The command as a row of the table."""
         return f"| {self.title} | {self.seconds:.0f} s | {self.peak / 1e9:.1f} GB | {self.left / 1e9:.2f} GB |"
 
 

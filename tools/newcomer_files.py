@@ -35,7 +35,7 @@ RCA = ".image_attentions."
 _FROM = {"in_channels": 4, "out_channels": 4, "use_image_cross_attention": True}
 _DRAWN = 1 << 21
 _TEXT_LAYERS = 24
-"""Of the text encoder in the single file; the folder lacks the last one, which nothing reads."""
+"""Layers of the text encoder in the single file; the folder lacks the last one, which nothing reads."""
 _PUBLISHED_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
 _PUBLISHED_TEXT: dict[str, Any] = {
     "vocab_size": 49408,
@@ -90,7 +90,7 @@ class Sizes:
     text: dict[str, Any]
     """Arguments of `CLIPTextConfig`."""
     tokenizer: TokenizerFiles = field(repr=False)
-    """Its words."""
+    """The text encoder's tokenizer."""
 
 
 def published_sizes() -> Sizes:

@@ -25,7 +25,7 @@ class Stage1Config:
     """How DAPE is trained from a tagger; the defaults are the published values."""
 
     loop: LoopConfig
-    """Optimisation."""
+    """Settings of the optimisation."""
     crop: int = 512
     """Side of the HR crops in pixels; they are degraded at this size, then resized to the tagger's input."""
     min_scale: float = 1.0
@@ -79,7 +79,7 @@ class Stage2Config:
     """How stage 2 is trained."""
 
     loop: LoopConfig
-    """Optimisation."""
+    """Settings of the optimisation."""
     crop: int = 512
     """Side of the HR crops in pixels, a multiple of 64."""
     min_scale: float = 1.0
@@ -101,7 +101,7 @@ class Stage2Config:
     lora_rank: int = 16
     """Rank of the adapters; their product is not scaled. They are merged when the run ends."""
     timesteps: tuple[int, ...] = ()
-    """If given, only these are trained on; a distilled base model knows no others."""
+    """Timesteps to train on; all if none is given. A distilled base model knows only some."""
     validation_steps: int = 20
     """Sampling steps of the validation."""
     timestep_power: float = 1.0

@@ -48,7 +48,7 @@ class Options:
     tag_lists: Path | None = None
     """Folder with `ram_tag_list.txt` and `ram_tag_list_threshold.txt`."""
     batch_size: int = 16
-    """Photos at once."""
+    """Number of photos at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

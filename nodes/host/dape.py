@@ -41,9 +41,9 @@ class HostDAPE:
     patcher: ModelPatcher
     """Holds the network; the host moves it between devices."""
     vocabulary: Vocabulary
-    """Its tags."""
+    """The tags that the tagger knows, with their thresholds."""
     config: DAPEConfig
-    """Its sizes."""
+    """The tagger's sizes."""
     name: str = ""
     """Name for messages: the file's."""
     _readings: OrderedDict[bytes, DAPEReading] = field(default_factory=OrderedDict)

@@ -51,7 +51,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Its name in a module: `input_4`."""
+        """The block's name as part of a module's name, such as `input_4`."""
         return f"{self.block[0]}_{self.block[1]}"
 
 

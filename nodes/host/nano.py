@@ -66,7 +66,7 @@ class SeeSRNano(comfy.supported_models.SD20):
         self.memory_usage_factor = unet_config["model_channels"] / _SD2_CHANNELS
 
     def model_type(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> Any:
-        """It predicts noise; SD 2's test for v-prediction speaks of weights that it does not have."""
+        """The small model predicts noise; SD 2's test for v-prediction reads weights that it does not have."""
         return comfy.model_base.ModelType.EPS
 
     def clip_target(self, state_dict: Mapping[str, Tensor]) -> Any:

@@ -85,7 +85,7 @@ def _target(arguments: argparse.Namespace) -> Target:
 
 
 def _predict(arguments: argparse.Namespace, files: list[ModelFile]) -> cost.Prediction:
-    """For the largest model among the files, since that is the question; for the published one if there is none."""
+    """Predict for the largest model among the files, since that is the question; without any, for the published one."""
     control = [entry.seen for entry in files if entry.seen and entry.kind == Kind.CONTROL.value]
     small = [seen for seen in control if seen.sizes.get("channels") != _FULL_CHANNELS]
     shape = cost.NANO if small and len(small) == len(control) else cost.FULL

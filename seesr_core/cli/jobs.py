@@ -20,9 +20,9 @@ class Job:
     """One photo to upscale."""
 
     source: Path
-    """The photo."""
+    """The photo's file."""
     target: Path
-    """Its result."""
+    """The file that its result is written to."""
 
 
 @dataclass(kw_only=True, slots=True)

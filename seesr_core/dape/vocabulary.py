@@ -23,7 +23,7 @@ class Tag:
     """A tag found in an image."""
 
     name: str
-    """In the language asked for."""
+    """The tag in the language asked for."""
     score: float
     """Sigmoid of the logit, in (0, 1)."""
     index: int

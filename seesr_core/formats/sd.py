@@ -98,11 +98,11 @@ class BaseParts:
     text_state: dict[str, Tensor]
     """Text encoder weights, keys beginning with `text_model.`."""
     tokenizer: TokenizerFiles
-    """Its tokenizer."""
+    """The text encoder's tokenizer."""
     scheduler: dict[str, Any]
     """diffusers scheduler config (betas, prediction type)."""
     info: dict[str, Any] = field(default_factory=dict)
-    """Provenance: recipe, steps, licence."""
+    """Provenance of the weights: recipe, steps, licence."""
 
     @classmethod
     def from_modules(

@@ -30,13 +30,13 @@ class Slot:
     """A tensor's place in a file."""
 
     shape: tuple[int, ...]
-    """Its sizes."""
+    """The tensor's sizes."""
     dtype: torch.dtype
     """What it is stored in: float32, float16 or int8."""
 
     @property
     def bytes(self) -> int:
-        """Its size on disk."""
+        """The tensor's size on disk in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

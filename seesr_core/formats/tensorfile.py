@@ -37,9 +37,9 @@ class TensorSpec:
     """What a header says about one tensor."""
 
     shape: tuple[int, ...]
-    """Its sizes."""
+    """The tensor's sizes."""
     dtype: str
-    """Its element type as safetensors names it: F32, F16, BF16, I64, U8 …"""
+    """The element type as safetensors names it: F32, F16, BF16, I64, U8 …"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class Header:
     """A weights file without its numbers."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     container: str
     """`safetensors` or `pickle`."""
     tensors: Mapping[str, TensorSpec]

@@ -47,7 +47,7 @@ class BaseCheck:
     largest: float = 0.0
     """Largest absolute difference."""
     largest_key: str = ""
-    """Where it is."""
+    """Key of the weights with the largest difference."""
     _distance: float = field(default=0.0, repr=False)
     _length: float = field(default=0.0, repr=False)
 

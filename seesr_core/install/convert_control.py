@@ -32,7 +32,7 @@ class ControlJob:
     base: Path | None = None
     """Base model to compare the frozen weights with; None leaves that out."""
     dtype: torch.dtype = torch.float16
-    """Of the written weights."""
+    """Precision of the written weights."""
     progress: Progress = field(default=lambda done, total: None)
     """Called with (done, total) tensors, first while comparing, then while writing."""
 

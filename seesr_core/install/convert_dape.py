@@ -32,7 +32,7 @@ class TaggerJob:
     target: Path
     """`*.safetensors` to write."""
     dtype: torch.dtype = torch.float16
-    """Of the written weights (those that `int8` leaves)."""
+    """Precision of the written weights (those that `int8` leaves)."""
     int8: bool = False
     """Whether matrices are stored in 8 bits."""
     progress: Progress = field(default=lambda done, total: None)

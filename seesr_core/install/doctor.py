@@ -55,17 +55,17 @@ class ModelFile:
     """One weights file of the installation."""
 
     path: Path
-    """Where it is."""
+    """Path of the file."""
     part: str = ""
     """The part of a model that its folder is for; empty text in a folder for everything."""
     seen: Inspection | None = None
-    """What it is; None if it cannot be read."""
+    """What the file is; None if it cannot be read."""
     error: str = ""
-    """Why it cannot."""
+    """Why the file cannot be read; empty if it can."""
 
     @property
     def kind(self) -> str:
-        """Its kind, or empty text."""
+        """The file's kind, or empty text if it cannot be read."""
         return self.seen.kind if self.seen else ""
 
 
@@ -74,11 +74,11 @@ class Doctor:
     """An examination of one place that should hold weights."""
 
     target: Target
-    """The place."""
+    """The folder that is judged."""
     hashed: bool = True
     """Whether files are hashed, which reads all of them."""
     bar: Callable[[str], AbstractContextManager[Progress]] = lambda name: nullcontext(lambda done, total: None)
-    """Progress of the hashing."""
+    """Makes a progress bar for the hashing of a file."""
     assets: dict[str, Asset] = field(default_factory=load_manifest)
     """What could be downloaded."""
 

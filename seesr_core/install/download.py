@@ -38,17 +38,17 @@ class Item:
     """One file and what became of it."""
 
     asset: Asset
-    """What it belongs to."""
+    """The asset that the file belongs to."""
     file: RemoteFile
-    """What the manifest says of it."""
+    """What the manifest says of the file."""
     path: Path
-    """Where it belongs."""
+    """Path that the file belongs at."""
     state: str = MISSING
-    """One of the constants above."""
+    """What became of the file: one of this module's constants."""
     checked_by: str = ""
     """What its verification rests on: "sha256" or "content"."""
     source: str = ""
-    """Who gave it."""
+    """The source that gave the file."""
     reasons: tuple[str, ...] = ()
     """What went wrong, one sentence each."""
 
@@ -59,7 +59,7 @@ class Item:
 
     @property
     def bytes(self) -> int:
-        """Its size; as expected where it is not there."""
+        """Size of the file in bytes; the expected one where it is not there."""
         return self.path.stat().st_size if self.path.is_file() else self.file.expected_bytes
 
 
@@ -68,7 +68,7 @@ class Download:
     """A command's work."""
 
     target: Target
-    """Where to."""
+    """The folder that receives the files."""
     bar: Bar = lambda name: nullcontext(lambda done, total: None)
     """Progress of transfers and hashing."""
 

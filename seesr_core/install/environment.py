@@ -27,7 +27,7 @@ class Environment:
     """Facts, without judgement."""
 
     version: str
-    """Of this project."""
+    """Version of this project."""
     python: str
     """Version and place of the interpreter."""
     system: str
@@ -37,9 +37,9 @@ class Environment:
     device: str
     """Where networks would run, by default."""
     dtype: str
-    """In which precision."""
+    """Precision in which networks would run, by default."""
     threads: int
-    """Of torch on the CPU."""
+    """Number of torch's threads on the CPU."""
     memory: int | None
     """Bytes that are free in main memory."""
     device_memory: int | None
@@ -53,9 +53,9 @@ class Host:
     """A ComfyUI installation."""
 
     root: Path
-    """Its folder."""
+    """The host's folder."""
     version: str
-    """Its version; empty if it states none."""
+    """The host's version; empty if it states none."""
     plugins: tuple[Path, ...]
     """Where this project lies in `custom_nodes`."""
 

@@ -34,7 +34,7 @@ class Evidence:
     prediction: str = ""
     """What it speaks for: "epsilon" or "v"; empty if it says nothing of that."""
     turbo: bool = False
-    """Whether it speaks for SD-turbo."""
+    """Whether the hint speaks for SD-turbo."""
     stated: bool = True
     """Whether somebody wrote it down, as against a statistic."""
 

@@ -49,15 +49,15 @@ class Remote:
     """A file as a source announces it."""
 
     url: str
-    """Where its bytes are."""
+    """Address of the file's bytes."""
     size: int | None = None
-    """Bytes, if announced."""
+    """Size of the file in bytes, if announced."""
     sha256: str | None = None
     """Hash, if announced; hubs do so for large files."""
     tag: str = ""
     """Changes when the content does; empty if the source announces nothing."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Sent along, such as the user's login."""
+    """HTTP headers to send along, such as the user's login."""
 
 
 def locate(source: Source, path: str) -> Remote:

@@ -25,19 +25,19 @@ class Inspection:
     """All that is said about one file."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     kind: str
-    """A `checkpoints.detect.Kind`."""
+    """Kind of the file, a `formats.detect.Kind`."""
     label: str
-    """The same in words."""
+    """The kind in words."""
     container: str
     """`safetensors` or `pickle`."""
     bytes: int
-    """Its size on disk."""
+    """Size of the file in bytes."""
     tensors: int
-    """How many there are in it."""
+    """Number of tensors in the file."""
     parameters: int
-    """How many numbers there are in it."""
+    """Number of parameters in the file."""
     dtypes: dict[str, int]
     """Numbers by element type, the most frequent first."""
     sizes: dict[str, int]
@@ -47,9 +47,9 @@ class Inspection:
     usable: bool
     """Whether SeeSR has a use for it."""
     prediction: str = ""
-    """For relatives of Stable Diffusion 2: "epsilon", "v" or "" (not known)."""
+    """What a relative of Stable Diffusion 2 predicts: "epsilon", "v" or "" (not known)."""
     evidence: list[str] = field(default_factory=list)
-    """What that rests on."""
+    """What the prediction type rests on, one sentence each."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Entries of this project's files."""
     sha256: str = ""

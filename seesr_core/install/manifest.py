@@ -33,7 +33,7 @@ class Source:
     revision: str = "main"
     """Branch, tag or commit of the repository."""
     url: str = ""
-    """The file itself, where it is on no hub."""
+    """Address of the file itself, where it is on no hub."""
 
     def __str__(self) -> str:
         return self.url or f"{self.repo}{' (space)' if self.type == 'space' else ''}"
@@ -46,9 +46,9 @@ class RemoteFile:
     path: str
     """Where it is, below the source's prefix and below the asset's place."""
     kind: str
-    """What its content must be: a `checkpoints.detect.Kind`, `json` or `text`."""
+    """What its content must be: a `formats.detect.Kind`, `json` or `text`."""
     size: int | None = None
-    """Exact bytes, where known."""
+    """Exact size of the file in bytes, where known."""
     sha256: str | None = None
     """Hash of the whole file, where known."""
     parameters: int | None = None
@@ -64,7 +64,7 @@ class RemoteFile:
 
     @property
     def expected_bytes(self) -> int:
-        """Its size, exact or estimated."""
+        """Size of the file in bytes, exact or estimated."""
         return self.about if self.size is None else self.size
 
 
@@ -75,7 +75,7 @@ class Layout:
     place: str
     """Folder below the target (a folder of weights, or the host's `models`)."""
     files: tuple[RemoteFile, ...]
-    """Its files."""
+    """The files of the layout."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,17 +83,17 @@ class Asset:
     """Something that can be downloaded by name."""
 
     name: str
-    """What the command line calls it."""
+    """Name of the asset on the command line."""
     title: str
-    """What it is."""
+    """What the asset is, in a few words."""
     licence: str
-    """Its terms, as its publishers name them."""
+    """Licence of the asset, as its publishers name it."""
     unverified: str
     """Which of these facts nobody has checked; empty if all were."""
     needs: tuple[str, ...]
     """Assets that are of no use apart from it."""
     layouts: dict[str, Layout]
-    """By target: `folder` (this project's command line) or `comfy`."""
+    """Layout by target: `folder` (this project's command line) or `comfy`."""
 
 
 def load_manifest(path: Path = MANIFEST) -> dict[str, Asset]:

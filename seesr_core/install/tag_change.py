@@ -18,13 +18,13 @@ class TagChange:
     """Differences over all photos."""
 
     photos: int = 0
-    """How many were looked at."""
+    """Number of photos that were looked at."""
     kept: int = 0
-    """Tags that both give."""
+    """Number of tags that both taggers give."""
     lost: list[str] = field(default_factory=list)
-    """Tags of the original alone."""
+    """Tags that the original tagger alone gives."""
     gained: list[str] = field(default_factory=list)
-    """Tags of the stored one alone."""
+    """Tags that the stored tagger alone gives."""
     largest_score: float = 0.0
     """Largest change of any tag's score (0 to 1), whether it is given or not."""
     soft_prompt: float = 0.0

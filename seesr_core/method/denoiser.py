@@ -62,9 +62,9 @@ class Denoiser:
     """
 
     unet: Any
-    """U-Net with RCA (`prior.build_unet`)."""
+    """U-Net with RCA (`unet.build_unet`)."""
     controlnet: Any | None
-    """ControlNet with RCA (`control.build_controlnet`), or None for the prior alone."""
+    """ControlNet with RCA (`controlnet.build_controlnet`), or None for the prior alone."""
     positive: Tensor
     """Text states (B, 77, D) of tags and prompt."""
     negative: Tensor

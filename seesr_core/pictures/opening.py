@@ -21,7 +21,7 @@ FORMATS_READ = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "
 start a program (Ghostscript for EPS) or take what is no picture."""
 
 _DECODED_BYTES = 16
-"""Per pixel, at most, while a photo is read: decoded, turned, converted and apart from its alpha."""
+"""Most bytes a pixel takes while a photo is read: decoded, turned, converted and apart from its alpha."""
 _ORDINARY = 48 << 20
 """Pixels that a file of any size may claim."""
 _MOST_PIXELS_A_BYTE = 100

@@ -29,7 +29,7 @@ class Sizes:
     """The sizes that a picture of size `lr` passes through."""
 
     lr: Size
-    """The photo."""
+    """Size of the photo."""
     enlarged: Size
     """After small photos were enlarged, so that the upscaled one reaches about the minimum side; else `lr`."""
     upscaled: Size

@@ -27,15 +27,15 @@ class Format:
     """A picture format that results are written in."""
 
     name: str
-    """Pillow's name."""
+    """Pillow's name of the format."""
     longest_side: float = math.inf
-    """Most pixels a side."""
+    """Most pixels that a side may have in the format."""
     most_bytes: float = math.inf
-    """Most bytes of pixels."""
+    """Most bytes of pixels that the format holds."""
     alpha: bool = True
-    """Whether it keeps transparency."""
+    """Whether the format keeps transparency."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """How it is saved."""
+    """Options that Pillow saves the format with."""
 
 
 _JPEG = Format(name="JPEG", longest_side=65535, alpha=False, options={"quality": 95, "subsampling": 0})
@@ -48,7 +48,7 @@ FORMATS: Mapping[str, Format] = {
     ".tif": _TIFF,
     ".tiff": _TIFF,
 }
-"""By suffix, in lower case."""
+"""File formats that results are written in, by suffix in lower case."""
 
 
 def format_of(path: Path) -> Format:

@@ -38,7 +38,7 @@ class ModelShape:
     """What counts of a model's sizes."""
 
     name: str
-    """What it is."""
+    """Name of the model for messages."""
     channels: int
     """First channels of the U-Net."""
     vae_channels: int
@@ -84,7 +84,7 @@ class Device:
     """Something that computes."""
 
     name: str
-    """What it is called."""
+    """Name of the device."""
     kind: str
     """`cpu` or `cuda`."""
     memory: int | None
@@ -100,7 +100,7 @@ class Prediction:
     """What one photo will take."""
 
     sizes: Sizes
-    """In pixels, all stages."""
+    """Sizes of the picture at all stages, in pixels."""
     steps: int
     """Denoising steps."""
     tiles: int
@@ -110,9 +110,9 @@ class Prediction:
     bytes: int
     """Peak memory on the device."""
     device: Device
-    """On what."""
+    """The device that the prediction is for."""
     model: str
-    """With what."""
+    """Name of the model that the prediction is for."""
 
     @property
     def fits(self) -> bool:

@@ -97,7 +97,7 @@ class Phase:
     """What one phase of a run took."""
 
     name: str
-    """Which one."""
+    """Name of the phase."""
     seconds: float
     """Wall-clock time."""
     peak_bytes: int | None
@@ -109,7 +109,7 @@ class Meter:
     """Times phases and measures their peak memory."""
 
     device: torch.device
-    """Where the networks run."""
+    """Device that the networks run on."""
     phases: list[Phase] = field(default_factory=list)
     """The phases so far."""
 

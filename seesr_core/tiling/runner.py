@@ -33,7 +33,7 @@ class PictureVAE(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The autoencoder's own."""
+        """The autoencoder's own configuration."""
         return self.vae.config
 
     def encode(self, image_u8: Tensor) -> SimpleNamespace:
@@ -55,9 +55,9 @@ class PlacedDenoiser:
     denoiser: Denoiser
     """The networks and their prompts, on the device; its `image` is the uint8 picture (B, 3, 8h, 8w) on the CPU."""
     device: torch.device
-    """Where it runs."""
+    """Device that the networks run on."""
     dtype: torch.dtype
-    """Precision of its inputs."""
+    """Precision of the networks' inputs."""
     on_call: Callable[[], None] = lambda: None
     """Called after each batch of tiles."""
 

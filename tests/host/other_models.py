@@ -52,7 +52,7 @@ class OtherModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        """As the host asks for it."""
+        """Inputs, as the host asks for them."""
         return {"required": {"family": (list(FAMILIES),)}}
 
     def make(self, family: str) -> tuple[Any]:

@@ -51,7 +51,7 @@ class Run:
     node: str = ""
     """Id of the node that failed."""
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Per node id what its user interface shows: images, text."""
+    """What each node's user interface shows, by node id: images, text."""
 
     def image_files(self, node: str | None = None) -> list[dict[str, str]]:
         """The pictures of one node, or of all, as the host names them."""

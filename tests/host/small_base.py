@@ -73,7 +73,7 @@ def drawn(key: str, shape: torch.Size) -> Tensor:
 
 
 def tokenizer_files(sd: Any) -> Any:
-    """Its tokenizer; `sd` is the module `seesr_core.formats.sd` that will write it."""
+    """The small base's tokenizer; `sd` is the module `seesr_core.formats.sd` that will write it."""
     special = {"bos_token": TOKENS[9], "eos_token": TOKENS[10], "unk_token": TOKENS[10], "pad_token": TOKENS[0]}
     vocab = {token: number for number, token in enumerate(TOKENS)}
     return sd.TokenizerFiles(vocab=vocab, merges=["a b</w>"], config={**special, "model_max_length": 77})

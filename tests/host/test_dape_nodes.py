@@ -32,7 +32,7 @@ def network() -> Any:
 
 @pytest.fixture
 def dape() -> Any:
-    """It behind the host's memory management."""
+    """The tagger behind the host's memory management."""
     return plugin("nodes.host.dape").wrap_dape(network(), vocabulary(), device=torch.device("cpu"), name="tiny")
 
 

@@ -199,7 +199,7 @@ class OtherVAE:
     latent_channels, latent_dim = 16, 2
 
     def spacial_compression_encode(self) -> int:
-        """As the host asks for it."""
+        """Pixels a cell, as the host asks for them."""
         return 8
 
 
@@ -257,7 +257,7 @@ class SpyVAE:
         self.first_stage_model = torch.nn.Identity()
 
     def spacial_compression_encode(self) -> int:
-        """As the host asks for it."""
+        """Pixels a cell, as the host asks for them."""
         return 8
 
     def encode(self, pixels: Tensor) -> Tensor:

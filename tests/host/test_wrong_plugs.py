@@ -63,7 +63,7 @@ Plug = Callable[[Graph], Refusal]
 
 
 def inputs(graph: Graph, class_type: str) -> dict[str, Any]:
-    """Of the one node of a class; they may be changed."""
+    """Inputs of the one node of a class; they may be changed."""
     found: dict[str, Any] = graph[only(graph, class_type)]["inputs"]
     return found
 

@@ -63,7 +63,7 @@ class Options:
     """Measure images per second."""
 
     size: Literal["nano", "mid"] = "nano"
-    """Which networks."""
+    """Networks to measure."""
     steps: int = 5
     """Measured steps of each loop, after one or two to warm up."""
     batch_size: int = 8
@@ -73,11 +73,11 @@ class Options:
     workers: int = 2
     """Threads that read photos ahead, not in the plain loop."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the networks."""
+    """Precision of the networks."""
     clock: Literal["wall", "cpu"] = "wall"
     """What is counted: time, or the processor time of all threads, where other work shares the processors."""
     json: Path | None = None
-    """Write the figures there, too."""
+    """JSON file to write the figures to, too."""
 
 
 @dataclass(slots=True)
@@ -105,15 +105,15 @@ class Measured:
     """What a loop took."""
 
     images_per_second: float
-    """At the median of the measured steps."""
+    """Images per second at the median of the measured steps."""
     times_plain: float
-    """By how much it is faster than the plain loop: the median over steps of the same images."""
+    """How many times faster than the plain loop: the median over steps of the same images."""
     shares: dict[str, float]
     """Share of the time by phase."""
     waiting: float
     """Share of the time by the wall that was spent waiting for photos."""
     losses: list[float]
-    """Of every step, to see that the loops do the same."""
+    """Loss of every step, to see that the loops do the same."""
 
 
 class TimedTask(Stage2Task):
@@ -160,16 +160,16 @@ class PlainTask(TimedTask):
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Tensor:
-        """Every prompt anew."""
+        """Text states, with every prompt encoded anew."""
         return self.encode_text(prompts)
 
     def degraded(self, crops: Tensor, first: int) -> Pair:
-        """Image by image."""
+        """The batch, degraded image by image."""
         pairs = [super(PlainTask, self).degraded(crop[None], first + index) for index, crop in enumerate(crops)]
         return Pair(**{name: torch.cat([getattr(pair, name) for pair in pairs]) for name in Pair.__slots__})
 
     def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
-        """In the layout in which photos come."""
+        """Encode pictures in the layout in which photos come."""
         return self.networks.vae.encode(image * 2 - 1).latents.float()
 
 
@@ -182,11 +182,11 @@ class Loop:
     read: Callable[[], float]
     """What tells the time."""
     clocks: list[Clock] = field(default_factory=list)
-    """Of the measured steps."""
+    """Clocks of the measured steps."""
     totals: list[float] = field(default_factory=list)
     """Seconds of the measured steps."""
     walls: list[float] = field(default_factory=list)
-    """The same by the wall."""
+    """Wall-clock seconds of the measured steps."""
     losses: list[float] = field(default_factory=list)
 
     def step(self, number: int) -> None:

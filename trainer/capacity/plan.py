@@ -40,7 +40,7 @@ class Plan:
     trained: int
     """Parameters with gradients."""
     frozen: int
-    """Parameters without."""
+    """Parameters without gradients."""
     memory: Mapping[str, int]
     """Bytes on each process by part; `activations` is all that a pass needs beside weights and gradients, at most."""
     checkpoint: int
@@ -54,7 +54,7 @@ class Plan:
     images_per_second: float
     """Measured on this machine, over all processes, optimizer included; the second of two steps."""
     config: LoopConfig
-    """What was planned."""
+    """The loop's settings that were planned."""
 
     @property
     def images(self) -> int:
@@ -63,11 +63,11 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """At the measured rate."""
+        """Hours that the run takes at the measured rate."""
         return self.images / self.images_per_second / 3600
 
     def lines(self) -> list[str]:
-        """As text."""
+        """The plan as lines of text."""
         config, total = self.config, sum(self.memory.values())
         epochs = f", {self.images / self.photos:.1f} epochs of {self.photos:,} photos" if self.photos else ""
         parts = [f"  {name:<12}{size / GIB:9.3f} GiB" for name, size in self.memory.items()]
@@ -118,7 +118,7 @@ def make_plan(task: Task, config: LoopConfig) -> Plan:
 
 
 def show(plan: Plan) -> None:
-    """Log it line by line."""
+    """Log the plan line by line."""
     for line in plan.lines():
         log.info("%s", line)
 

@@ -48,7 +48,7 @@ SD2_VAE: dict[str, Any] = {
     "latent_channels": 4,
 }
 TEXT_PARAMETERS, TOKENS = 340_387_840, 77
-"""Of SD-2's text encoder, and its tokens; two operations for each parameter and token."""
+"""Parameters of SD-2's text encoder, and its tokens; two operations for each parameter and token."""
 TAGS = 4585
 _BYTES = 4
 
@@ -58,17 +58,17 @@ class Command:
     """Plan stage 2 on other machines. The flags below override the recipe."""
 
     recipe: str
-    """Named configuration."""
+    """Name of the recipe."""
     config: Annotated[Stage2Config, command.SETTINGS]
-    """Settings."""
+    """Settings that override the recipe's."""
     settings: Path | None = None
     """TOML file whose keys override the recipe's; flags override the file."""
     gpus: int = 8
-    """In all machines together."""
+    """Number of GPUs in all machines together."""
     nodes: int = 1
-    """Machines."""
+    """Number of machines."""
     memory: float = 80.0
-    """GiB of each GPU."""
+    """Memory of each GPU in GiB."""
     tflops: float = 312.0
     """Peak of a GPU in the recipe's precision: 312 for an A100, 165 for an RTX 4090 (both bf16)."""
     utilisation: float = 0.35
@@ -78,11 +78,11 @@ class Command:
     shard: bool = False
     """FSDP2: weights, gradients and moments of U-Net and ControlNet are divided between the GPUs."""
     link: float = 10.0
-    """GB/s that a machine sends to the others."""
+    """Rate at which a machine sends to the others, in GB/s."""
     photo: float = 1.0
-    """MB of a photo's file."""
+    """Size of a photo's file in MB."""
     disk: float = 1.0
-    """GB/s at which a checkpoint is written."""
+    """Rate at which a checkpoint is written, in GB/s."""
 
     def __post_init__(self) -> None:
         numbers = (self.gpus, self.nodes, self.memory, self.tflops, self.link, self.photo, self.disk)
@@ -106,7 +106,7 @@ class Counted:
     trained_flops: float
     """Operations an image, forward and backward, recomputed ones included."""
     frozen_flops: float
-    """Of the frozen networks, an image."""
+    """Operations of the frozen networks for an image."""
     fixed: float
     """Bytes that a pass needs whatever its images, such as weights in half precision."""
     per_image: float
@@ -211,7 +211,7 @@ class Layout:
     """How a step's images are divided."""
 
     images: int
-    """A pass."""
+    """Images in a pass."""
     accumulation: int
     """Passes of each process."""
 

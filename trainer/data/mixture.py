@@ -19,9 +19,9 @@ class Source:
     """One of several sources."""
 
     name: str
-    """For messages."""
+    """Name of the source for messages."""
     weight: float
-    """Its share of the images drawn, relative to the other weights."""
+    """Share of the images drawn from this source, relative to the other weights."""
 
 
 class WeightedOrder:
@@ -60,7 +60,7 @@ def shares(weights: Sequence[float], places: int) -> list[int]:
 
 @functools.lru_cache(maxsize=4)
 def _cycle(places: tuple[int, ...], seed: int, cycle: int) -> list[tuple[int, int]]:
-    """For each place of a cycle, the group and how many of its places come before."""
+    """The group at each place of a cycle, and how many of that group's places come before."""
     groups = [group for group, count in enumerate(places) for _ in range(count)]
     order = torch.randperm(len(groups), generator=seeded(seed, Stream.MIXTURE, cycle)).tolist()
     seen = [0] * len(places)

@@ -29,15 +29,15 @@ class Photo:
     """One training photo."""
 
     path: Path
-    """Where it lies."""
+    """Path of the photo's file."""
     tags: tuple[str, ...] = ()
     """What is known to be on it; a missing tag means unknown, not absent."""
     span: Span | None = None
-    """Its place in a shard; `path` is then its name only."""
+    """The photo's place in a shard; `path` is then its name only."""
     lr: Path | None = None
     """The degraded photo, a quarter as wide and high, where it is given and not made."""
     source: Source | None = None
-    """Which source of a mixture it is from."""
+    """Source of a mixture that the photo is from."""
 
 
 def read_photos(source: Path | str) -> list[Photo]:
@@ -149,7 +149,7 @@ def load_rgb(path: Path) -> Tensor:
 
 
 def load_photo(photo: Photo) -> Tensor:
-    """As `load_rgb`, from wherever the photo lies."""
+    """Read a photo as `load_rgb` does, from wherever it lies."""
     with opened(photo) as image:
         array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()

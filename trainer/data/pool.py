@@ -29,7 +29,7 @@ class Prepared:
     """What the frozen networks and the degradation make of a batch of photos, in compact types."""
 
     photos: Tensor
-    """Which photo each crop is from (B,)."""
+    """Number of the photo that each crop is from (B,)."""
     target: Tensor
     """Sharpened HR (B, 3, H, W), uint8."""
     condition: Tensor

@@ -29,11 +29,11 @@ class Span:
     """Where a file lies in a shard."""
 
     shard: str
-    """Path or address."""
+    """Path or address of the shard."""
     offset: int
-    """First byte."""
+    """Number of the file's first byte in the shard."""
     size: int
-    """Bytes."""
+    """Size of the file in bytes."""
 
     def open(self) -> IO[bytes]:
         """The file's bytes.
@@ -56,9 +56,9 @@ class Sample:
     name: str
     """File name of the photo."""
     span: Span
-    """The photo."""
+    """Place of the photo in the shard."""
     tags: tuple[str, ...]
-    """From `key.json` (its list `tags`) or `key.txt` ("a, b, c")."""
+    """Tags from `key.json` (its list `tags`) or `key.txt` ("a, b, c")."""
 
 
 def expand(source: str) -> list[str]:

@@ -30,7 +30,7 @@ def reflect_pad(x_BCHW: Tensor, margin: int) -> Tensor:
 
 
 def _mirrored(length: int, margin: int, device: torch.device) -> Tensor:
-    """For each pixel of the padded axis, the pixel of the axis that it shows."""
+    """The pixel of the axis that each pixel of the padded axis shows."""
     period = max(2 * (length - 1), 1)
     position = torch.arange(-margin, length + margin, device=device) % period
     return torch.minimum(position, period - position)

@@ -35,7 +35,7 @@ class Saved:
     """A checkpoint that is whole."""
 
     path: Path
-    """Where it was found."""
+    """Path of the checkpoint."""
     step: int
     """Optimizer steps done."""
     facts: dict[str, Any]
@@ -44,7 +44,7 @@ class Saved:
     """What else the loop has to know."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """As `State.tensors`, read one by one."""
+        """The tensors that `State.tensors` gives, read one by one."""
         with safe_open(self.path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 yield name, file.get_tensor(name)
@@ -57,7 +57,7 @@ class Checkpoints:
     folder: Path
     """Run folder."""
     keep_last: int = 2
-    """How many to keep, the newest included."""
+    """Number of checkpoints to keep, the newest included."""
 
     def save(
         self, tensors: Mapping[str, Tensor], step: int, facts: Mapping[str, Any], notes: Mapping[str, Any]
@@ -132,7 +132,7 @@ class Checkpoints:
         return None
 
     def _candidates(self) -> Iterator[Path]:
-        """From the newest to the oldest."""
+        """Files that may be checkpoints, from the newest to the oldest."""
         if (self.folder / NEWEST).exists():
             yield self.folder / NEWEST
         yield from self._older()

@@ -52,11 +52,11 @@ class Meter:
         return total
 
     def means(self) -> dict[str, float]:
-        """By name."""
+        """Means of the figures so far, by name."""
         return {name: value / self.counts[name] for name, value in self.sums.items()}
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget all figures and begin anew."""
         self.sums, self.counts = {}, {}
 
 

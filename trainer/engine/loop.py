@@ -198,7 +198,7 @@ class Run:
         self.meter.clear()
 
     def save(self) -> None:
-        """A checkpoint."""
+        """Write a checkpoint."""
         meter = Meter.merged(gathered(self.accelerator, self.meter.state()))
         tensors = self.state.tensors()
         if self.main:
@@ -297,7 +297,7 @@ class _Guard:
         return False
 
     def figures(self) -> dict[str, int]:
-        """For the log: how many steps were skipped since the beginning."""
+        """Figures for the log: how many steps were skipped since the beginning."""
         return {"skipped": self.total} if self.total else {}
 
 
@@ -387,5 +387,5 @@ def _check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """The value as JSON gives it back."""
     return list(value) if isinstance(value, tuple) else value

@@ -21,7 +21,7 @@ class LoopConfig:
     """How a stage is optimised."""
 
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int
     """Images per step, over all processes and accumulated parts."""
     learning_rate: float
@@ -52,15 +52,15 @@ class LoopConfig:
     """What torch.compile compiles: `none`, the `frozen` networks, the `trained` ones, or `all`. Dropout is then drawn
     by the part of the batch, so a network that has some (stage 1) depends on how the batch is divided."""
     compile_backend: str = "inductor"
-    """Of torch.compile."""
+    """Backend of torch.compile."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, …"""
+    """Device to train on: `auto`, `cpu`, `cuda`, …"""
     workers: int = 0
     """Threads that read and crop the photos of the next batches; 0 does it between the steps."""
     timeout: int = 1800
     """Seconds that processes wait for each other."""
     seed: int = 0
-    """Everything random derives from it."""
+    """Seed that everything random derives from."""
     log_every: int = 10
     """Steps between lines in `log.jsonl`."""
     save_every: int = 500

@@ -20,7 +20,7 @@ def is_sharded() -> bool:
 
 
 def refuse_sharded_adapters() -> None:
-    """For what trains adapters.
+    """Refuse FSDP for what trains adapters.
 
     Raises:
         SettingsError: the launcher asks for FSDP.

@@ -36,7 +36,7 @@ def list_pictures(folder: Path) -> dict[str, Path]:
 
 
 def unmatched(folders: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
-    """Per folder the names that some other folder lacks; folders where nothing is to be told are left out."""
+    """Names by folder that some other folder lacks; folders where nothing is to be told are left out."""
     common = set.intersection(*(set(names) for names in folders.values()))
     lonely = {kind: sorted(set(names) - common) for kind, names in folders.items()}
     return {kind: names for kind, names in lonely.items() if names}

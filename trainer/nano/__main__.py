@@ -21,13 +21,13 @@ class Command:
     """Build the small model. Parts that are done are skipped and an interrupted one is resumed."""
 
     recipe: str
-    """Named configuration."""
+    """Name of the recipe."""
     photos: Path
     """Photos with their words: a .jsonl list with `file` and `tags`."""
     out: Path
     """Folder of the run; the model ends up in its folder `model`."""
     config: Annotated[NanoConfig, command.SETTINGS]
-    """Settings."""
+    """Settings that override the recipe's."""
     settings: Path | None = None
     """TOML file whose keys override the recipe's; flags override the file."""
     tag_lists: Path | None = None

@@ -28,7 +28,7 @@ class AutoencoderConfig:
     """How the autoencoder is trained."""
 
     loop: LoopConfig
-    """Optimisation."""
+    """Settings of the optimisation."""
     crop: int = 64
     """Side of the crops in pixels."""
     min_scale: float = 0.85

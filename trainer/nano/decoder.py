@@ -90,7 +90,7 @@ class NormedConv(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W)."""
+        """The convolution (B, C, H, W) with its weights divided by their largest singular value."""
         return self._conv_forward(input, self.weight / largest_singular_value(self.weight.flatten(1)), self.bias)
 
 

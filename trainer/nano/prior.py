@@ -50,7 +50,7 @@ class PriorConfig:
     stage2: Stage2Config
     """The joint steps' settings."""
     sizes: PriorSizes = field(default_factory=PriorSizes)
-    """Sizes."""
+    """Sizes of the prior's networks."""
     alone: float = 0.15
     """Share of the steps that show the U-Net text alone."""
     without_soft_prompt: float = 0.25

@@ -34,7 +34,7 @@ class TaggerConfig:
     """How the tagger is trained."""
 
     loop: LoopConfig
-    """Optimisation."""
+    """Settings of the optimisation."""
     image_size: int = 256
     """Side that images are resized to, a multiple of 32. The larger, the more the tagger sees that a degraded photo
     lacks, and so the more stage 1 has to teach."""
@@ -202,7 +202,7 @@ def predict(model: DAPE, photos: Sequence[Photo], *, batch: int = 32) -> Tensor:
 
 
 def fit_thresholds(scores: Tensor, target: Tensor, *, default: float = 0.5, floor: float = 0.2) -> Tensor:
-    """Per word, the threshold with the best F1 on kept-out photos (scores and targets (photos, words)); (words,).
+    """Thresholds (words,) with the best F1 on kept-out photos; scores and targets are (photos, words).
 
     Words with fewer than three examples keep `default`.
     """

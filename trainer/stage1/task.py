@@ -59,7 +59,7 @@ class Command:
     """Train DAPE. The same command again resumes; single settings of the recipe are overridden by the flags below."""
 
     recipe: str
-    """Named configuration."""
+    """Name of the recipe."""
     teacher: Path
     """The tagger: `dape*.safetensors`, or the published `ram_swin_large_14m.pth` together with --tag-lists."""
     data: str
@@ -67,7 +67,7 @@ class Command:
     out: Path
     """Folder of the run."""
     config: Annotated[Stage1Config, command.SETTINGS]
-    """Settings."""
+    """Settings that override the recipe's."""
     settings: Path | None = None
     """TOML file whose keys override the recipe's; flags override the file."""
     dry_run: bool = False
@@ -191,7 +191,7 @@ class Stage1Task:
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """What is only looked through."""
+        """Networks that are only looked through and not trained."""
         return [self.teacher]
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:

@@ -29,20 +29,20 @@ class Networks:
     """The networks of stage 2."""
 
     unet: Any
-    """Frozen U-Net with trained RCA."""
+    """U-Net, frozen, with RCA, which is trained."""
     controlnet: Any
-    """Trained."""
+    """ControlNet with image encoder and RCA, trained."""
     vae: Any
-    """Frozen."""
+    """Autoencoder, frozen."""
     text_encoder: Any
-    """Frozen."""
+    """Text encoder, frozen."""
     tokenizer: Any
-    """Of the text encoder."""
+    """Tokenizer of the text encoder."""
     dape: DAPE
-    """Frozen, adapters merged."""
+    """DAPE, frozen, its adapters merged."""
 
     def to(self, device: torch.device) -> Networks:
-        """Move all of them."""
+        """Move all networks."""
         for module in (self.unet, self.controlnet, self.vae, self.text_encoder, self.dape):
             module.to(device)
         return self

@@ -63,9 +63,9 @@ class Batch:
     latents: Tensor
     """z₀ of the target, scaled (B, 4, H/8, W/8)."""
     noise: Tensor
-    """ε."""
+    """Noise ε of each image, of the latents' shape."""
     timesteps: Tensor
-    """(B,) integers in [0, 1000)."""
+    """Timesteps (B,), integers in [0, 1000)."""
     soft_prompt: Tensor | None
     """DAPE's tokens (B, L, D); None goes without RCA."""
     prompts: list[str]
@@ -103,11 +103,11 @@ class Stage2Task:
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """What is only looked through."""
+        """Networks that are only looked through and not trained."""
         return [self.networks.vae, self.networks.text_encoder, self.networks.dape]
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        """Eq. 2 of one part of a batch."""
+        """Loss of eq. 2 on one part of a batch."""
         batch = self.batch(step)
         pred = self.predict(self.noisy(batch), batch, self.text_states(batch.prompts))
         per_image = noise_loss_per_image(pred.detach(), batch.noise)
@@ -234,7 +234,7 @@ class Stage2Task:
         return q_sample(batch.latents, batch.noise, self.acp[batch.timesteps].view(-1, 1, 1, 1).float())
 
     def predict(self, x: Tensor, batch: Batch, text: Tensor) -> Tensor:
-        """ε̂ with ControlNet and RCA."""
+        """Predicted noise ε̂ with ControlNet and RCA."""
         nets = self.networks
         return predict_noise(
             nets.unet, nets.controlnet, x, batch.timesteps, text, image=batch.condition, soft_prompt=batch.soft_prompt
@@ -310,7 +310,7 @@ class Command:
     """Train ControlNet, image encoder and RCA. The same command again resumes; the flags below override the recipe."""
 
     recipe: str
-    """Named configuration."""
+    """Name of the recipe."""
     data: str
     """Photos with tags: a .jsonl list as `python -m trainer.tag` writes it, webdataset shards (.tar, also at an
     address), or a mixture of those (.toml)."""
@@ -321,7 +321,7 @@ class Command:
     out: Path
     """Folder of the run."""
     config: Annotated[Stage2Config, command.SETTINGS]
-    """Settings."""
+    """Settings that override the recipe's."""
     settings: Path | None = None
     """TOML file whose keys override the recipe's; flags override the file."""
     dry_run: bool = False

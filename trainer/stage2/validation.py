@@ -41,11 +41,11 @@ class ValidationPair:
     """A photo to restore, and the original."""
 
     name: str
-    """Of the files."""
+    """Name of the pair's files."""
     lr: Tensor
-    """uint8 (3, h, w)."""
+    """LR, uint8 (3, h, w)."""
     hr: Tensor
-    """uint8 (3, 4h, 4w)."""
+    """HR, uint8 (3, 4h, 4w)."""
 
 
 def read_pairs(folder: Path) -> list[ValidationPair]:
@@ -96,7 +96,7 @@ class Validation:
     def of_folder(
         cls, folder: Path | None, vocabulary: Vocabulary, settings: Mapping[str, Any], niqe_params: Path | None
     ) -> Validation | None:
-        """On the pairs in a folder, if there is one."""
+        """Validation on the pairs in a folder; None without a folder."""
         return cls(read_pairs(folder), vocabulary, settings, niqe_params) if folder else None
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ class ControlTiler:
     """
 
     def __init__(self, height: int, width: int) -> None:
-        """For latents of height × width cells; hints cover the whole of them."""
+        """Cut controls for latents of height × width cells, which their hints cover whole."""
         self.size = (height, width)
         self._full: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = {}
 

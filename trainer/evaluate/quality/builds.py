@@ -27,7 +27,7 @@ class Builds:
     sets: dict[str, SetBuild] = field(default_factory=dict)
     """Metrics of the whole set by key."""
     absent: dict[str, str] = field(default_factory=dict)
-    """Reasons by key."""
+    """Why metrics are absent, by key."""
 
 
 def find_builds(

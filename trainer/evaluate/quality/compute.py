@@ -34,17 +34,17 @@ class Case:
     """The files of one picture."""
 
     name: str
-    """Without suffix."""
+    """Name of the picture without suffix."""
     sr: Path
-    """Result."""
+    """File of the result."""
     hr: Path | None = None
-    """Original."""
+    """File of the original."""
     lr: Path | None = None
-    """Photo that was upscaled."""
+    """File of the photo that was upscaled."""
 
     @property
     def files(self) -> dict[Kind, Path]:
-        """Those that are there."""
+        """The files of the picture that are there."""
         given: dict[Kind, Path | None] = {"sr": self.sr, "hr": self.hr, "lr": self.lr}
         return {kind: path for kind, path in given.items() if path is not None}
 
@@ -82,7 +82,7 @@ class Loaded:
     """The pixels of one case."""
 
     pictures: dict[str, Tensor]
-    """By row, uint8 (3, H, W) of one size."""
+    """Pictures by row, uint8 (3, H, W) of one size."""
     lr: Image.Image | None
     """The photo that was upscaled."""
     notes: str
@@ -111,13 +111,13 @@ class Computation:
     """All figures of all cases."""
 
     cases: Sequence[Case]
-    """What to measure."""
+    """Pictures to measure."""
     builds: Builds
-    """By what."""
+    """Builds of the metrics to measure by."""
     known: Known
-    """What is known already."""
+    """Figures that are known already."""
     protocol: ProtocolName
-    """Which part of the pictures."""
+    """Protocol: the part of the pictures that is measured."""
     batch: int = 8
     """Pictures of one size that are measured together."""
     _hashes: dict[Path, str] = field(default_factory=dict)
@@ -254,15 +254,15 @@ class Processes:
     """This process among those that `accelerate launch` or `torchrun` started; alone without them."""
 
     rank: int = 0
-    """Which one."""
+    """Number of this process."""
     world: int = 1
-    """How many."""
+    """Number of processes."""
     wait: Callable[[], None] = lambda: None
-    """Until all have come here."""
+    """Wait until all processes have come here."""
 
     @classmethod
     def here(cls) -> Processes:
-        """Join the others."""
+        """Join the other processes."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         from accelerate import PartialState

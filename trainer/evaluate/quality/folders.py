@@ -62,17 +62,17 @@ class Options:
     html: Path | None = None
     """Page to write: every version of a picture under a slider, the worst first."""
     html_pictures: int = 10
-    """At most so many pictures on the page; 0 shows all."""
+    """Most pictures to show on the page; 0 shows all."""
     worst_by: str | None = None
     """The metric that says which pictures are worst; by default LPIPS, DISTS or PSNR, whichever is there."""
     sheet: Path | None = None
     """Picture to write: bicubic, result and original side by side."""
     sheet_rows: int = 16
-    """At most so many pictures on the sheet, spread over all."""
+    """Most pictures to show on the sheet, spread over all."""
     batch: int = 8
     """Pictures of one size that are measured together."""
     device: str = AUTO
-    """Where the networks of metrics run."""
+    """Device that the networks of metrics run on."""
 
     def __post_init__(self) -> None:
         if self.sheet_rows < 1 or self.batch < 1 or self.html_pictures < 0:
@@ -94,7 +94,7 @@ class Folders:
     """The pictures that belong together."""
 
     cases: list[Case]
-    """Sorted by name."""
+    """Pictures, sorted by name."""
     unmatched: dict[str, list[str]] = field(default_factory=dict)
     """Names that are missing in another folder and so are left out, by the folder that has them."""
 

@@ -63,7 +63,7 @@ class PyiqaBuild:
     """A metric of pyiqa's, of pictures or of a set."""
 
     facts: Facts
-    """How it is computed."""
+    """Facts of how the metric is computed."""
     metric: Any
     """pyiqa's module."""
 

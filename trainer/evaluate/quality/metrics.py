@@ -20,32 +20,32 @@ class Metric:
     """One figure."""
 
     key: str
-    """Its name in options and reports."""
+    """Name of the metric in options and reports."""
     label: str
-    """As people write it."""
+    """Name of the metric as people write it."""
     paper: str
-    """Its name in the paper's tables."""
+    """Name of the metric in the paper's tables."""
     lower_is_better: bool = False
-    """Which way is better."""
+    """Whether lower figures are better."""
     needs_original: bool = False
-    """Whether it compares with HR."""
+    """Whether the metric compares with HR."""
     of_set: bool = False
     """Whether it is one figure of the whole set instead of a mean over pictures."""
     digits: int = 4
     """Digits after the point in tables, as in the paper."""
     pyiqa: str
-    """Its name in pyiqa."""
+    """Name of the metric in pyiqa."""
     pyiqa_options: Mapping[str, Any] = field(default_factory=dict)
-    """What pyiqa is told besides."""
+    """Further options for pyiqa."""
 
     @property
     def title(self) -> str:
-        """Heading of its column."""
+        """Heading of the metric's column."""
         return f"{self.label} {'↓' if self.lower_is_better else '↑'}"
 
     @property
     def column(self) -> Column:
-        """Its column in tables."""
+        """Column of the metric in tables."""
         return Column(key=self.key, title=self.title, digits=self.digits)
 
 
@@ -95,24 +95,24 @@ class Facts:
     """What a figure depends on besides the pictures; printed beside it."""
 
     build: str
-    """Whose code, and which version."""
+    """Name and version of the code that computes the metric."""
     colour: str
     """Colour space and levels."""
     resize: str = "none"
     """Whether and how the metric resizes pictures itself."""
     weights: str = "none"
-    """Short SHA-256 of its parameters."""
+    """Short SHA-256 of the metric's parameters."""
     remark: str = ""
-    """What else one must know."""
+    """What else one must know of the metric."""
 
 
 class Outcome(NamedTuple):
     """A figure, or why there is none: never a zero for an unknown."""
 
     value: float | None
-    """The figure."""
+    """The figure; None if it is missing."""
     why: str = ""
-    """Why it is missing."""
+    """Why the figure is missing."""
 
 
 class Build(Protocol):
@@ -120,7 +120,7 @@ class Build(Protocol):
 
     @property
     def facts(self) -> Facts:
-        """How it is computed."""
+        """Facts of how the metric is computed."""
         ...
 
     def measure(self, pictures: Sequence[Tensor], originals: Sequence[Tensor]) -> list[Outcome]:
@@ -133,9 +133,9 @@ class SetBuild(Protocol):
 
     @property
     def facts(self) -> Facts:
-        """How it is computed."""
+        """Facts of how the metric is computed."""
         ...
 
     def measure_set(self, pictures: Path, originals: Path) -> Outcome:
-        """From two folders of PNG."""
+        """The figure from two folders of PNG."""
         ...

@@ -30,9 +30,9 @@ class NiqeModel:
     """The statistics of pristine photos."""
 
     mean: Tensor
-    """(36,) float64."""
+    """Mean of the features, (36,) float64."""
     covariance: Tensor
-    """(36, 36) float64."""
+    """Covariance of the features, (36, 36) float64."""
     window: Tensor
     """(7, 7) float64, sum 1: the weights of the local mean and deviation."""
 

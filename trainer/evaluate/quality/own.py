@@ -23,11 +23,11 @@ class OwnBuild:
     """A metric by this project's code."""
 
     facts: Facts
-    """How it is computed."""
+    """Facts of how the metric is computed."""
     figure: Callable[[Tensor, Tensor | None], float | None]
-    """Of a picture and its original."""
+    """The figure of a picture and its original."""
     why_none: str
-    """What it means if there is no figure."""
+    """The reason to give where there is no figure."""
 
     def measure(self, pictures: Sequence[Tensor], originals: Sequence[Tensor]) -> list[Outcome]:
         """See `Build`."""

@@ -23,7 +23,7 @@ class PaperSet:
     pictures: int
     """How many pictures the paper measured."""
     protocol: ProtocolName
-    """How they were cut."""
+    """Protocol by which the paper cut its pictures."""
     note: str = ""
     """What is special about the figures."""
 

@@ -27,7 +27,7 @@ Summary = dict[str, Any]
 
 
 def summarize(rows: Rows, sets: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Summary]:
-    """Per row: means, how many pictures they are over, 95 % intervals, single figures, and why some are missing."""
+    """Summary by row: means, how many pictures they are over, 95 % intervals, single figures, and why some lack."""
     summaries: dict[str, Summary] = {}
     for row, pictures in rows.items():
         figures = _values(pictures)
@@ -54,7 +54,7 @@ def _values(pictures: Mapping[str, Mapping[str, Outcome]]) -> dict[str, dict[str
 def _missing(
     pictures: Mapping[str, Mapping[str, Outcome]], of_set: Mapping[str, Outcome]
 ) -> dict[str, dict[str, list[str]]]:
-    """Per metric the reasons, and the pictures that each holds for."""
+    """Reasons by metric, and the pictures that each holds for."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, figures in pictures.items():
         for key, outcome in figures.items():

@@ -19,13 +19,13 @@ class Column:
     """A figure as a column of a table."""
 
     key: str
-    """Its name in the figures."""
+    """Name of the column's figure."""
     title: str
-    """Its heading."""
+    """Heading of the column."""
     digits: int = 2
     """Digits after the point."""
     left: bool = False
-    """Text, to be aligned on the left."""
+    """Whether the column holds text, which is aligned on the left."""
 
     def cell(self, figures: Mapping[str, Any]) -> str:
         """The figure as text; a dash where it is absent, since 0 would be a lie."""

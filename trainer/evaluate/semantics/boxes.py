@@ -29,7 +29,7 @@ class Truth:
     """The true boxes of one category in one picture."""
 
     boxes: Array
-    """(G, 4)."""
+    """True boxes (G, 4)."""
     crowd: Flags
     """(G,): groups, which boxes may lie in without being right or wrong."""
 
@@ -39,9 +39,9 @@ class Found:
     """The detections of one category in one picture."""
 
     boxes: Array
-    """(D, 4)."""
+    """Detected boxes (D, 4)."""
     scores: Array
-    """(D,), the higher, the surer."""
+    """Scores (D,); the higher, the surer."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,24 +49,24 @@ class Annotations:
     """What a COCO file says."""
 
     categories: dict[int, str]
-    """Names by id."""
+    """Names of the categories by id."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Width and height by picture."""
     truths: dict[tuple[str, int], Truth] = field(default_factory=dict)
-    """By picture and category; nothing where there is none."""
+    """True boxes by picture and category; nothing where there is none."""
 
 
 class _Matched(NamedTuple):
     """One picture's detections of one category, the surest first."""
 
     scores: Array
-    """(D,)."""
+    """Scores of the detections (D,)."""
     right: Flags
-    """(T, D)."""
+    """Whether each detection is right at each threshold (T, D)."""
     ignored: Flags
-    """(T, D)."""
+    """Whether each detection is ignored at each threshold (T, D)."""
     true_boxes: int
-    """How many there are to be found."""
+    """Number of true boxes that are to be found."""
 
 
 def read_annotations(path: Path) -> Annotations:

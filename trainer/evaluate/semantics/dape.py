@@ -61,7 +61,7 @@ class Options:
     tag_lists: Path | None = None
     """Folder with RAM's tag lists, for RAM's published file."""
     seed: int = 0
-    """What degradation and bootstrap derive from."""
+    """Seed that degradation and bootstrap derive from."""
     repeats: int = 3
     """Different degradations of each photo."""
     min_photos: int = 5
@@ -69,7 +69,7 @@ class Options:
     resamples: int = 1000
     """Bootstrap resamples."""
     limit: int = 0
-    """At most so many photos; 0 takes all."""
+    """Most photos to take; 0 takes all."""
 
     def __post_init__(self) -> None:
         if min(self.holdout_every, self.repeats, self.min_photos, self.resamples) < 1 or self.limit < 0:

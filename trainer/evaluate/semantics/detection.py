@@ -28,7 +28,7 @@ class Detector:
     model: Any
     """An object detection model in evaluation mode."""
     processor: Any
-    """Its image processor."""
+    """The network's image processor."""
 
     @classmethod
     def load(cls, name: str, device: torch.device) -> Detector:

@@ -93,7 +93,7 @@ class Options:
     resamples: int = 1000
     """Bootstrap resamples."""
     device: str = AUTO
-    """Where the networks run."""
+    """Device that the networks run on."""
 
     def __post_init__(self) -> None:
         if self.resamples < 2:

@@ -20,7 +20,7 @@ from seesr_core.pictures.opening import open_picture
 Ids = NDArray[np.int64]
 
 VOID = -1
-"""In class maps: a pixel of no category."""
+"""Number of a pixel without category in class maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Segment:
     """A connected or scattered part of a picture that belongs together."""
 
     category: int
-    """Id of its category."""
+    """Id of the segment's category."""
     crowd: bool = False
     """A group that was not told apart: nothing has to find it, and what lies in it is not wrong."""
 
@@ -40,7 +40,7 @@ class Segmented:
     ids_HW: Ids
     """Which segment each pixel belongs to; 0 for none."""
     segments: Mapping[int, Segment]
-    """By id."""
+    """Segments by id."""
 
     def classes(self) -> Ids:
         """The category of each pixel (H, W), VOID where there is none."""
@@ -59,13 +59,13 @@ class PanopticAnnotations:
     """What a COCO panoptic file says; the masks are read when they are asked for."""
 
     categories: dict[int, str]
-    """Names by id."""
+    """Names of the categories by id."""
     stuff: set[int]
     """Categories without instances, such as sky."""
     files: dict[str, Path] = field(default_factory=dict)
     """PNG of segment numbers by picture."""
     segments: dict[str, dict[int, Segment]] = field(default_factory=dict)
-    """By picture and number."""
+    """Segments by picture and number."""
 
     def read(self, name: str) -> Segmented:
         """The truth of one picture.
@@ -123,11 +123,11 @@ class Tally:
     overlap: float = 0.0
     """Sum of the IoU of matched segments."""
     right: int = 0
-    """Matched."""
+    """Number of segments that were matched."""
     wrong: int = 0
-    """Found where there is none."""
+    """Number of segments that were found where there is none."""
     missed: int = 0
-    """There, but not found."""
+    """Number of segments that are there but were not found."""
 
     @property
     def quality(self) -> float | None:
@@ -141,7 +141,7 @@ class PanopticQuality:
     """Panoptic quality over pictures; segments match above an IoU of one half, so at most one to one."""
 
     tallies: dict[int, Tally] = field(default_factory=dict)
-    """By category."""
+    """Tallies by category."""
 
     def add(self, truth: Segmented, found: Segmented) -> None:
         """Count one picture."""
@@ -219,9 +219,9 @@ class MeanIoU:
     """Intersection over union of class maps, the mean over categories that are somewhere in the truth."""
 
     right: Counter[int] = field(default_factory=Counter)
-    """Pixels by category that both say."""
+    """Pixels by category that result and truth agree on."""
     there: Counter[int] = field(default_factory=Counter)
-    """That the truth says."""
+    """Pixels by category that the truth has."""
     said: Counter[int] = field(default_factory=Counter)
     """That were found, where the truth says anything."""
 
@@ -233,7 +233,7 @@ class MeanIoU:
             counter.update(dict(zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True)))
 
     def result(self) -> float | None:
-        """In percent; None where the truth says nothing."""
+        """The figures in percent; None where the truth says nothing."""
         return _mean_percent(
             self.right[category] / (count + self.said[category] - self.right[category])
             for category, count in self.there.items()

@@ -56,15 +56,15 @@ class Estimate(NamedTuple):
     """A figure with its 95 % bootstrap interval."""
 
     value: float
-    """On all photos."""
+    """The figure on all photos."""
     low: float
-    """Lower end."""
+    """Lower end of the interval."""
     high: float
-    """Upper end."""
+    """Upper end of the interval."""
 
     @classmethod
     def of(cls, value: Tensor, resampled_R: Tensor) -> Estimate:
-        """From the figure on all photos and on the resamples (NaN resamples are passed over).
+        """Interval from the figure on all photos and on the resamples (NaN resamples are passed over).
 
         The interval is that of the resamples' deviations from their own mean: a photo drawn twice raises the average
         precision of a rare tag, so the resamples as a whole lie too high.
@@ -74,7 +74,7 @@ class Estimate(NamedTuple):
         return cls(float(value), float(value) + low, float(value) + high)
 
     def text(self, digits: int = 3, *, signed: bool = False) -> str:
-        """As in tables: value [low, high]."""
+        """The figure as tables show it: value [low, high]."""
         sign = "+" if signed else ""
         return f"{self.value:{sign}.{digits}f} [{self.low:{sign}.{digits}f}, {self.high:{sign}.{digits}f}]"
 

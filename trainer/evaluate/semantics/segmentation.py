@@ -47,7 +47,7 @@ class Judged(Protocol):
 
     @property
     def names(self) -> Mapping[int, str]:
-        """Its categories by its own numbers, in lower case."""
+        """The segmenter's categories by its own numbers, in lower case."""
         ...
 
     def __call__(self, picture: Image.Image, fused: Iterable[int]) -> Raw:
@@ -60,11 +60,11 @@ class Raw:
     """A segmenter's answer in its own numbers."""
 
     instances: Sequence[tuple[np.ndarray, float, int]] = ()
-    """Mask (H, W) bool, score, category."""
+    """Mask (H, W) bool, score and category of every instance."""
     panoptic: Segmented | None = None
-    """Its segments."""
+    """The panoptic segments."""
     semantic: Ids | None = None
-    """Category of each pixel."""
+    """Category of each pixel of the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class Segmenter:
     model: Any
     """A universal or semantic segmentation model in evaluation mode."""
     processor: Any
-    """Its image processor."""
+    """The network's image processor."""
     tasks: frozenset[str]
-    """What it can do."""
+    """Tasks that the segmenter can do."""
 
     @classmethod
     def load(cls, name: str, device: torch.device) -> Segmenter:
@@ -171,13 +171,13 @@ class _Truth:
 
     path: Path
     categories: dict[int, str]
-    """Those that the segmenter knows."""
+    """Annotated categories that the segmenter knows, by id."""
     own: dict[int, int]
     """Category of the annotations by the segmenter's number."""
     unknown: list[str]
-    """Categories that the segmenter lacks."""
+    """Annotated categories that the segmenter lacks."""
     pictures: set[str]
-    """Names that are annotated."""
+    """Names of the pictures that are annotated."""
 
     @classmethod
     def of(
@@ -195,13 +195,13 @@ class Segmentation:
     """The measurement of one folder of results."""
 
     name: str
-    """Of the segmenter."""
+    """Name of the segmenter."""
     segmenter: Judged
-    """What segments."""
+    """The segmenter."""
     instances: tuple[_Truth, Annotations] | None = None
-    """For AP."""
+    """Truth and annotations for AP."""
     panoptic: tuple[_Truth, PanopticAnnotations] | None = None
-    """For PQ and mIoU."""
+    """Truth and annotations for PQ and mIoU."""
     absent: dict[str, str] = field(default_factory=dict)
     """Figures that there will not be, and why."""
     _rows: dict[str, _Row] = field(default_factory=dict)

@@ -51,13 +51,13 @@ class Options:
     out: Path
     """Folder for pictures, losses and `ablation.json`."""
     model: str = "nano"
-    """As for `python -m seesr_core upscale`."""
+    """Model, as `python -m seesr_core upscale` takes it."""
     tagger: Path | None = None
     """The un-tuned tagger (`dape*.safetensors` format) for its row; without it the row is left out."""
     niqe_params: Path | None = None
     """NIQE's pristine model (.npz); without it NIQE is left out."""
     limit: int = 0
-    """At most so many pairs, spread over all; 0 takes all."""
+    """Most pairs to take, spread over all; 0 takes all."""
     seed: int = 0
     """Noise of the sampling and of the denoising loss."""
     steps: int | None = None
@@ -71,15 +71,15 @@ class Options:
     timesteps: tuple[int, ...] = TIMESTEPS
     """Timesteps of the denoising loss."""
     rows: tuple[str, ...] = ()
-    """Only these rows; `full` is always there."""
+    """Rows to compute (all if none is named); `full` is always there."""
     sheet: Path | None = None
     """Picture to write: the rows side by side."""
     sheet_rows: int = 8
-    """At most so many pairs on it."""
+    """Most pairs to show on the sheet."""
     device: str = "auto"
-    """As for `upscale`."""
+    """Device, as `python -m seesr_core upscale` takes it."""
     dtype: str = "auto"
-    """As for `upscale`."""
+    """Precision, as `python -m seesr_core upscale` takes it."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.rows) - {*ROWS, *FILTERS})

@@ -39,7 +39,7 @@ class Target:
     noises: Tensor
     """ε of each timestep (S, 4, h, w)."""
     timesteps: tuple[int, ...]
-    """t of each noise."""
+    """Timestep t of each noise."""
 
 
 def make_target(

@@ -22,7 +22,7 @@ class Inputs:
     """What one photo is upscaled from."""
 
     settings: UpscaleSettings
-    """Of the run."""
+    """Settings of the run."""
     prompts: Prompts
     """What DAPE reads in this photo."""
     others: Prompts

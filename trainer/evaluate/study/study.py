@@ -33,18 +33,18 @@ class PairFile:
     """A pair on disk."""
 
     name: str
-    """Without suffix."""
+    """Name of the picture without suffix."""
     lr: Path
-    """Photo to upscale."""
+    """File of the photo to upscale."""
     hr: Path
-    """Original."""
+    """File of the original."""
 
     def photo(self) -> Image.Image:
-        """LR."""
+        """The photo to upscale (LR)."""
         return read_photo(self.lr).rgb
 
     def original(self) -> Tensor:
-        """HR, uint8 (3, H, W)."""
+        """The original (HR), uint8 (3, H, W)."""
         return read_picture(self.hr)
 
 
@@ -67,17 +67,17 @@ class Study:
     pipeline: SeeSRPipeline
     """The whole model."""
     plain: SeeSRPipeline | None
-    """The same with the un-tuned tagger."""
+    """The model with the un-tuned tagger; None if there is none."""
     settings: UpscaleSettings
-    """Of every row, unless the row changes them."""
+    """Settings of every row, unless the row changes them."""
     pairs: list[PairFile]
-    """At least two, since prompts are swapped among them."""
+    """Pairs of the study: at least two, since prompts are swapped among them."""
     out: Path
-    """Where everything is kept."""
+    """Folder in which everything is kept."""
     timesteps: Sequence[int]
-    """Of the denoising loss; its noise derives from the seed in `settings`."""
+    """Timesteps of the denoising loss; its noise derives from the seed in `settings`."""
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By row and pair, as far as computed."""
+    """Denoising losses by row and pair, as far as computed."""
     _prompts: dict[str, Prompts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

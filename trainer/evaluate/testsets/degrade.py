@@ -43,12 +43,12 @@ class Options:
     out: Path
     """Folder to write; files of the same names are replaced."""
     seed: int = 0
-    """What all draws derive from."""
+    """Seed that all draws derive from."""
     hr_size: int = 288
     """Side of the central HR square, a multiple of 32. 288 fits photos of 320 pixels and is three whole blocks of NIQE;
     smaller photos are left out."""
     limit: int = 0
-    """At most so many photos, spread over the list; 0 takes all."""
+    """Most photos to take, spread over the list; 0 takes all."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     """How LR is made; the defaults are those of the published training."""
 
@@ -58,7 +58,7 @@ class Options:
 
 
 def spread(items: Sequence[Any], limit: int) -> list[Any]:
-    """At most `limit` items, evenly from all over the list; all of them for 0."""
+    """Take at most `limit` items, evenly from all over the list; all of them for 0."""
     count = min(limit, len(items)) or len(items)
     return [items[index * len(items) // count] for index in range(count)]
 

@@ -55,7 +55,7 @@ class Options:
     crops: int = 30
     """Random crops of each photo; 30 of each of DIV2K's 100 validation photos make the paper's 3,000."""
     seed: int = 0
-    """What all draws derive from."""
+    """Seed that all draws derive from."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     """How LR is made; the defaults are those of the published training."""
     expect: Path | None = None
@@ -73,15 +73,15 @@ class Pair:
     """One pair to write."""
 
     name: str
-    """Without suffix."""
+    """Name of the picture without suffix."""
     source: Path
     """The photo that HR comes from."""
     corner: tuple[int, int]
-    """Left and top of HR in it."""
+    """Left and top of HR in the photo, in pixels."""
     hr: Tensor
-    """uint8 (3, 512, 512)."""
+    """HR, uint8 (3, 512, 512)."""
     lr: Tensor
-    """uint8 (3, 128, 128)."""
+    """LR, uint8 (3, 128, 128)."""
 
 
 def make_testset(options: Options) -> dict[str, Any]:

@@ -58,13 +58,13 @@ class Options:
     metrics: tuple[str, ...] = ()
     """Only these; see `python -m trainer.evaluate --help`."""
     backend: Backend = "auto"
-    """Whose code."""
+    """Code that computes the metrics."""
     paper: dict[str, Dataset] = field(default_factory=dict)
     """Which set of the paper a folder's pictures are from, such as realsr_pairs RealSR: its rows stand beside ours."""
     html_pictures: int = 10
-    """At most so many pictures on a page, the worst ones; 0 shows all."""
+    """Most pictures to show on a page, the worst ones; 0 shows all."""
     device: str = AUTO
-    """Where the networks run."""
+    """Device that the networks run on."""
 
     def __post_init__(self) -> None:
         choose_metrics(self.metrics)
@@ -86,7 +86,7 @@ class PhotoSet:
     """One set, ready to be upscaled."""
 
     name: str
-    """Of its folder."""
+    """Name of the set's folder."""
     lr: Path
     """Folder of photos."""
     hr: Path | None = None
