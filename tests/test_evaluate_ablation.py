@@ -14,9 +14,10 @@ from seesr_core.dape import Tag
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.formats.ram import write_dape
 from seesr_core.pipeline import Prompts, SeeSRPipeline
+from trainer.evaluate.commands import main
 from trainer.evaluate.pictures import as_tensor
 from trainer.evaluate.study import ablation, study
-from trainer.evaluate.study.ablation import Options, main, run, table
+from trainer.evaluate.study.ablation import Options, run, table
 from trainer.evaluate.study.denoising import denoising_loss, make_target
 from trainer.evaluate.study.rows import FILTERS, FULL, ROWS, Inputs, bicubic_sharpened, upscale
 
@@ -136,7 +137,12 @@ def test_command_line_with_sheet(
 ) -> None:
     flags = ["--pairs", str(pairs), "--out", str(tmp_path), "--model", str(files["model"]), "--device", "cpu"]
     sheet = ["--sheet", str(tmp_path / "sheet.png"), "--sheet-rows", "2"]
-    assert main([*flags, *sheet, "--rows", "shuffled_tags", "bicubic", "--timesteps", "100", "--dtype", "fp32"]) == 0
+    assert (
+        main(
+            ["ablation", *flags, *sheet, "--rows", "shuffled_tags", "bicubic", "--timesteps", "100", "--dtype", "fp32"]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "| 3 pairs | PSNR-Y ↑ | SSIM-Y ↑ | NIQE ↓ | change of the output | denoising loss ↓ | loss − full" in out
     assert "| bicubic |" in out

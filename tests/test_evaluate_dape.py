@@ -14,6 +14,7 @@ from seesr_core.dape import DAPE, DAPEOutput, Vocabulary
 from seesr_core.errors import DataError
 from seesr_core.formats.ram import write_dape
 from trainer.data.photos import read_photos
+from trainer.evaluate.commands import main
 from trainer.evaluate.semantics.dape import (
     Looks,
     Options,
@@ -21,7 +22,6 @@ from trainer.evaluate.semantics.dape import (
     evaluate,
     labels,
     look,
-    main,
     photos_to_show,
     robustness,
     run_tagger,
@@ -147,7 +147,7 @@ def test_command_line(photos: Path, vocabulary: Vocabulary, tmp_path: Path, caps
     paths = {name: tmp_path / f"{name}.safetensors" for name in ("tagger", "dape")}
     flags = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     more = ["--photos", str(photos), "--json", str(tmp_path / "r.json"), "--resamples", "20", "--repeats", "1"]
-    assert main([*flags, *more, "--min-photos", "1"]) == 0
+    assert main(["dape", *flags, *more, "--min-photos", "1"]) == 0
     report = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert capsys.readouterr().out == table(report)
     assert report == evaluate(options(photos, **paths, json=tmp_path / "again.json", resamples=20, repeats=1)), (

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError
+from trainer.evaluate.commands import main
 from trainer.evaluate.pictures import list_pictures
 from trainer.evaluate.quality import iqa
-from trainer.evaluate.quality.folders import main
 from trainer.evaluate.report.sheet import contact_sheet
 from trainer.evaluate.report.tables import Column, markdown
 

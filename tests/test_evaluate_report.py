@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError
+from trainer.evaluate.commands import main
 from trainer.evaluate.quality import folders, iqa
 from trainer.evaluate.quality.builds import Builds
 from trainer.evaluate.quality.compute import Case, Processes
-from trainer.evaluate.quality.folders import Options, evaluate, main
+from trainer.evaluate.quality.folders import Options, evaluate
 from trainer.evaluate.quality.metrics import Facts, Outcome
 from trainer.evaluate.quality.own import own_psnr
 from trainer.evaluate.quality.paper import SETS, table2, table3

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError, WeightsError
+from trainer.evaluate.commands import main
 from trainer.evaluate.semantics import segmentation
-from trainer.evaluate.semantics.folders import Options, evaluate, main, table
+from trainer.evaluate.semantics.folders import Options, evaluate, table
 from trainer.evaluate.semantics.masks import why_absent
 from trainer.evaluate.semantics.panoptic import Segment, Segmented
 from trainer.evaluate.semantics.segmentation import INSTANCES, PANOPTIC, SEMANTIC, Raw, Segmenter
@@ -189,7 +190,7 @@ def test_beside_the_paper(work: Path, knowing: Knowing, capsys: pytest.CaptureFi
     flags = [word for kind in ("sr", "hr", "lr") for word in (f"--{kind}", str(work / kind))]
     flags += ["--json", str(work / "r.json"), "--markdown", str(work / "r.md"), "--name", "nano"]
     flags += ["--segmenter", "x", "--panoptic", str(work / "panoptic.json"), "--paper", "COCO-Val", "--device", "cpu"]
-    assert main(flags) == 0
+    assert main(["semantics", *flags]) == 0
     out = capsys.readouterr().out
     assert out == (work / "r.md").read_text("utf-8")
     assert "| recognised on 3 pictures, % | PQ ↑ | box AP ↑ | mask AP ↑ | mIoU ↑ |" in out

@@ -15,10 +15,11 @@ from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.ram import write_dape
+from trainer.evaluate.commands import main
 from trainer.evaluate.semantics import detection
 from trainer.evaluate.semantics.boxes import Found
 from trainer.evaluate.semantics.detection import Detector
-from trainer.evaluate.semantics.folders import Options, evaluate, main
+from trainer.evaluate.semantics.folders import Options, evaluate
 
 from .tiny_model import photo, tagger
 
@@ -97,7 +98,7 @@ def test_equal_pictures_have_equal_tags_and_others_have_not(work: Path) -> None:
 def test_without_photos_there_is_one_row(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "sr" / "f.png").unlink()
     flags = ["--sr", str(work / "sr"), "--hr", str(work / "hr"), "--json", str(work / "r.json")]
-    assert main([*flags, "--tagger", str(work / "dape.safetensors"), "--resamples", "20"]) == 0
+    assert main(["semantics", *flags, "--tagger", str(work / "dape.safetensors"), "--resamples", "20"]) == 0
     out = capsys.readouterr().out
     assert "| tags of HR found: 5 photos" in out
     assert "| SR | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |" in out

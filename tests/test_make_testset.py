@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError
 from trainer.degradation import DegradationConfig, SharpenConfig
-from trainer.evaluate.testsets.make import Options, compare, main, make_testset
+from trainer.evaluate.commands import main
+from trainer.evaluate.pictures import spread
+from trainer.evaluate.testsets.make import Options, SquareOptions, compare, degraded, make_testset
 
 from .tiny_model import photo
 
@@ -106,7 +109,9 @@ def test_refusals(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"No photo of .* has 512² pixels"):
         make(tmp_path, tmp_path / "out")
     with pytest.raises(SettingsError, match="--crops must be at least 1"):
-        make(photos, tmp_path, crops=0)
+        make(photos, tmp_path, crops=-1)
+    with pytest.raises(SettingsError, match="multiple of 32"):
+        make(photos, tmp_path, hr_size=100)
     with pytest.raises(SettingsError, match="at scale 4, not 2"):
         make(photos, tmp_path, degradation=DegradationConfig(scale=2))
     photo(512, 512).save(tmp_path / "x.jpg")
@@ -119,10 +124,65 @@ def test_command_line(
 ) -> None:
     flags = ["--hr", str(photos), "--out", str(tmp_path / "out"), "--expect", str(made / "manifest.json")]
     fast = ["--crops", "2", "--degradation.sharpen.radius", "7", "--degradation.sharpen.fast"]
-    assert main([*flags, *fast]) == 0
+    assert main(["testset", *flags, *fast]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"4 pairs in {tmp_path / 'out'}, 1 photos were too small"
     assert lines[1].startswith("All 4 pairs have the pixels of")
     with caplog.at_level(logging.ERROR):
-        assert main([*flags, *fast, "--seed", "5"]) == 1
+        assert main(["testset", *flags, *fast, "--seed", "5"]) == 1
     assert "This is not the set of" in caplog.records[-1].getMessage()
+
+
+@pytest.fixture
+def small_photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "small_photos"
+    folder.mkdir()
+    for seed, (name, size) in enumerate({"a": (70, 64), "b": (64, 100), "small": (63, 90)}.items()):
+        photo(*size, seed).save(folder / f"{name}.png")
+    return folder
+
+
+def squares(photos: Path, out: Path, **changes) -> dict:
+    return make_testset(SquareOptions(hr=photos, out=out, hr_size=64, degradation=FAST, **changes))
+
+
+def test_central_squares_and_their_manifest(small_photos: Path, tmp_path: Path) -> None:
+    squares(small_photos, tmp_path / "out")
+    manifest = manifest_of(tmp_path / "out")
+    assert (manifest["kind"], manifest["sizes"]) == ("central squares, degraded", {"HR": 64, "LR": 16})
+    assert (sorted(manifest["sources"]), manifest["too_small"]) == (["a.png", "b.png"], ["small.png"])
+    assert [(e["left"], e["top"]) for e in manifest["pictures"].values()] == [(3, 0), (0, 18)]
+    assert np.array_equal(pixels(tmp_path / "out" / "HR" / "a.png"), pixels(small_photos / "a.png")[:, 3:67])
+    assert sorted(path.name for path in (tmp_path / "out" / "LR").iterdir()) == ["a.png", "b.png"]
+    lr = degraded(
+        torch.from_numpy(pixels(small_photos / "a.png")[:, 3:67].transpose(2, 0, 1).copy()), "a.png", FAST, seed=0
+    )
+    assert np.array_equal(pixels(tmp_path / "out" / "LR" / "a.png"), lr.permute(1, 2, 0).numpy())
+
+
+def test_a_pair_depends_on_seed_and_name_alone(small_photos: Path, tmp_path: Path) -> None:
+    squares(small_photos, tmp_path / "all")
+    (small_photos / "a.png").unlink()
+    squares(small_photos, tmp_path / "one")
+    squares(small_photos, tmp_path / "other", seed=1)
+    reference = pixels(tmp_path / "all" / "LR" / "b.png")
+    assert np.array_equal(reference, pixels(tmp_path / "one" / "LR" / "b.png"))
+    assert not np.array_equal(reference, pixels(tmp_path / "other" / "LR" / "b.png"))
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8) + 100
+    assert not torch.equal(degraded(image, "x", FAST, seed=0), degraded(image, "y", FAST, seed=0))
+
+
+@pytest.mark.parametrize("photos_flag", ["--photos", "--hr"])
+def test_the_command_of_squares(
+    small_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], photos_flag: str
+) -> None:
+    out = tmp_path / "out"
+    fast = ["--degradation.sharpen.radius", "7", "--degradation.sharpen.fast"]
+    flags = [photos_flag, str(small_photos), "--out", str(out), "--hr-size", "64", "--limit", "1"]
+    assert main(["degrade", *flags, *fast]) == 0
+    assert capsys.readouterr().out == f"1 pairs in {out}, 0 photos were too small\n"
+
+
+def test_spread() -> None:
+    assert spread(list("abcdef"), 3) == ["a", "c", "e"]
+    assert spread(list("ab"), 0) == spread(list("ab"), 9) == ["a", "b"]

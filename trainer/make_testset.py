@@ -1,8 +1,6 @@
-"""`python -m trainer.make_testset`."""
+"""`python -m trainer.make_testset`: another name of `python -m trainer.evaluate testset`."""
 
-import sys
-
-from .evaluate.testsets.make import main
+from .evaluate.commands import door
 
 if __name__ == "__main__":
-    sys.exit(main())
+    door("testset")

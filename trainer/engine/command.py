@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +67,10 @@ def _described(recipes: Mapping[str, Callable[[], Any]], chosen: str | None) -> 
 
 
 def run(action: Callable[[], object]) -> int:
-    """Carry out a command; what a person can act on becomes one line and exit status 1, Ctrl-C becomes 130."""
+    """Carry out a command; what a person can act on becomes one line and exit status 1, Ctrl-C becomes 130.
+
+    A reader that leaves early, such as `head`, ends it silently.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         action()
@@ -76,4 +80,8 @@ def run(action: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         log.error("Interrupted; the same command goes on from the last checkpoint.")
         return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left; nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0

@@ -1,8 +1,6 @@
-"""`python -m trainer.evaluate.ablation`."""
+"""`python -m trainer.evaluate.ablation`: another name of `python -m trainer.evaluate ablation`."""
 
-import sys
-
-from .study.ablation import main
+from .commands import door
 
 if __name__ == "__main__":
-    sys.exit(main())
+    door("ablation")

@@ -1,8 +1,6 @@
-"""`python -m trainer.evaluate.dape`."""
+"""`python -m trainer.evaluate.dape`: another name of `python -m trainer.evaluate dape`."""
 
-import sys
-
-from .semantics.dape import main
+from .commands import door
 
 if __name__ == "__main__":
-    sys.exit(main())
+    door("dape")

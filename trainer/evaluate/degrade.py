@@ -1,8 +1,6 @@
-"""`python -m trainer.evaluate.degrade`."""
+"""`python -m trainer.evaluate.degrade`: another name of `python -m trainer.evaluate degrade`."""
 
-import sys
-
-from .testsets.degrade import main
+from .commands import door
 
 if __name__ == "__main__":
-    sys.exit(main())
+    door("degrade")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from seesr_core.errors import DataError
 from seesr_core.pictures.reading import read_photo
 
 from ..data.photos import SUFFIXES
+
+Item = TypeVar("Item")
 
 
 def list_pictures(folder: Path) -> dict[str, Path]:
@@ -40,6 +43,12 @@ def unmatched(folders: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     common = set.intersection(*(set(names) for names in folders.values()))
     lonely = {kind: sorted(set(names) - common) for kind, names in folders.items()}
     return {kind: names for kind, names in lonely.items() if names}
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """Take at most `limit` items, evenly from all over the list; all of them for 0."""
+    count = min(limit, len(items)) or len(items)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def read_picture(path: Path) -> Tensor:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
 from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.runtime.devices import AUTO, choose_device
 from seesr_core.runtime.files import atomic_write
 
-from ...engine import command
 from ..pictures import as_picture, list_pictures, unmatched
 from ..report.sheet import write_sheet
 from ..report.tables import show, write_json
@@ -193,12 +191,7 @@ def _sheet_rows(work: Computation, count: int) -> Iterator[tuple[str, dict[str, 
         yield case.name, {row: as_picture(pictures[row]) for row in (BICUBIC, SR, HR) if row in pictures}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-
-    def action() -> None:
-        report = evaluate(tyro.cli(Options, args=argv, prog="python -m trainer.evaluate"))
-        if report:
-            show(table(report))
-
-    return command.run(action)
+def command(options: Options) -> None:
+    """Measure, and show the table; silent in all but the first process."""
+    if report := evaluate(options):
+        show(table(report))

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 
 from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
@@ -33,11 +32,10 @@ from seesr_core.errors import DataError, SettingsError
 from ...data.order import Stream, seeded
 from ...data.photos import Photo, load_rgb, read_photos
 from ...degradation import DegradationConfig
-from ...engine import command
 from ...nano.tagger import predict, split, targets
 from ...stage1.task import read_teacher
 from ..report.tables import Column, markdown, show, write_json
-from ..testsets.degrade import degraded
+from ..testsets.make import degraded
 from .ranking import Estimate, map_over_photos, map_over_tags, resamples
 
 
@@ -278,10 +276,6 @@ def _text(value: Any) -> Any:
     return Estimate(**value).text(1) if isinstance(value, dict) else value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-
-    def action() -> None:
-        show(table(evaluate(tyro.cli(Options, args=argv, prog="python -m trainer.evaluate.dape"))))
-
-    return command.run(action)
+def command(options: Options) -> None:
+    """Measure, and show the tables."""
+    show(table(evaluate(options)))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from seesr_core.dape import DAPE
 from seesr_core.errors import DataError, SettingsError
@@ -22,7 +21,6 @@ from seesr_core.runtime.devices import AUTO, choose_device
 from seesr_core.runtime.files import atomic_write
 
 from ...data.order import Stream, seeded
-from ...engine import command
 from ...stage1.task import read_teacher
 from ..quality.compute import BICUBIC, HR, SR, Case
 from ..quality.folders import Folders
@@ -222,10 +220,6 @@ def _left_out(part: dict[str, Any]) -> str:
     return "".join(lines) + "".join(f"{TITLES[key]} absent: {why}.\n" for key, why in part.get("absent", {}).items())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-
-    def action() -> None:
-        show(table(evaluate(tyro.cli(Options, args=argv, prog="python -m trainer.evaluate semantics"))))
-
-    return command.run(action)
+def command(options: Options) -> None:
+    """Measure, and show the tables."""
+    show(table(evaluate(options)))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from PIL import Image
 
 from seesr_core.errors import SettingsError
@@ -21,14 +20,12 @@ from seesr_core.models import load_models
 from seesr_core.pipeline import SeeSRPipeline
 
 from ...data.order import Stream, seeded
-from ...engine import command
 from ...stage1.task import read_teacher
-from ..pictures import as_picture
+from ..pictures import as_picture, spread
 from ..quality.measure import SETTINGS, Figures, Measure, means, read_niqe_model
 from ..report.sheet import write_sheet
 from ..report.tables import QUALITY, Column, markdown, show, write_json
 from ..semantics.ranking import Estimate, mean_estimate, resamples
-from ..testsets.degrade import spread
 from .denoising import TIMESTEPS
 from .rows import FILTERS, FULL, PLAIN_TAGGER, ROWS
 from .study import Study, read_pairs
@@ -213,10 +210,6 @@ def _percent(difference: Mapping[str, float], full: Mapping[str, Any]) -> str:
     return Estimate(**share).text(2, signed=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-
-    def action() -> None:
-        show(table(run(tyro.cli(Options, args=argv, prog="python -m trainer.evaluate.ablation"))))
-
-    return command.run(action)
+def command(options: Options) -> None:
+    """Make what is missing, measure, and show the table."""
+    show(table(run(options)))

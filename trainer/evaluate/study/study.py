@@ -19,9 +19,8 @@ from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 
 from ...data.fingerprints import digest, fingerprint
-from ..pictures import list_pictures, read_picture
+from ..pictures import list_pictures, read_picture, spread
 from ..report.tables import write_json
-from ..testsets.degrade import spread
 from .denoising import denoising_loss, make_target
 from .rows import FILTERS, ROWS, WITHOUT_LOSS, Inputs, upscale
 

@@ -1,8 +1,9 @@
-"""`python -m trainer.make_testset`: LR/HR pairs of 128² and 512², the same files for everyone who makes them.
+"""`python -m trainer.evaluate testset`: LR/HR pairs, the same files for everyone who makes them.
 
-From clean photos, as the paper builds DIV2K-Val: random 512² crops, 30 a photo, degraded as in training. HR is the crop
-as it is; LR is made of its sharpened copy, one crop at a time. From real pairs (`--lr`), as its RealSR and DRealSR: the
-centre of each, 128² and the 512² that it shows.
+Three ways. Random 512² crops of clean photos, 30 a photo, degraded as in training: as the paper builds DIV2K-Val. The
+central square of each photo (`--crops 0`), degraded in the same way: for photos that are small or already squares
+(`python -m trainer.evaluate degrade` has these defaults). The centres of real pairs (`--lr`), 128² and the 512² that it
+shows: as the paper's RealSR and DRealSR. HR is the photo as it is; LR is made of its sharpened copy, one at a time.
 
 Every draw derives from the seed, the photo's name and the crop's number, so a pair does not depend on which others are
 made. The manifest holds the hashes of files and of pixels; `--expect` compares with another person's.
@@ -18,42 +19,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError
+from seesr_core.pictures.sizes import to_u8
 from seesr_core.pictures.writing import save_picture
 
 from ...data.order import Stream, seeded
-from ...data.photos import load_rgb, read_photos
-from ...degradation import DegradationConfig
-from ...engine import command
-from ..pictures import as_picture, list_pictures, unmatched
-from ..quality.protocols import HR_SIDE, LR_SIDE, SCALE, centre
+from ...data.photos import Photo, load_rgb, read_photos
+from ...degradation import DegradationConfig, GeneratorDraws, degrade
+from ..pictures import as_picture, list_pictures, spread, unmatched
+from ..quality.protocols import HR_SIDE, SCALE, centre
 from ..quality.state import file_hash
 from ..report.tables import show, write_json
-from .degrade import check_names, degraded
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+LATENT_MULTIPLE = 32
 
 
 @dataclass(kw_only=True, slots=True)
 class Options:
     """Write OUT/HR, OUT/LR (pictures of one name in both) and OUT/manifest.json."""
 
-    hr: Path
+    hr: Annotated[Path, tyro.conf.arg(aliases=["--photos"])]
     """Clean photos or originals: a folder, or a .jsonl list."""
     out: Path
     """Folder to write; files of the same names are replaced."""
     lr: Path | None = None
     """Real photos of a quarter of the size, matched by name: centre crops of both, no degradation."""
+    hr_size: int = HR_SIDE
+    """Side of HR, a multiple of 32. Smaller photos are left out."""
     crops: int = 30
-    """Random crops of each photo; 30 of each of DIV2K's 100 validation photos make the paper's 3,000."""
+    """Random crops of each photo; 30 of each of DIV2K's 100 validation photos make the paper's 3,000. 0 takes the
+    central square instead."""
+    limit: int = 0
+    """Most photos to take, spread over all; 0 takes all."""
     seed: int = 0
     """Seed that all draws derive from."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
@@ -62,10 +68,23 @@ class Options:
     """Another manifest: tell whether the pixels are the same."""
 
     def __post_init__(self) -> None:
-        if self.crops < 1:
-            raise SettingsError(f"--crops must be at least 1, not {self.crops}.")
+        if self.crops < 0:
+            raise SettingsError(f"--crops must be at least 1, or 0 for the central square, not {self.crops}.")
+        if self.hr_size < LATENT_MULTIPLE or self.hr_size % LATENT_MULTIPLE:
+            raise SettingsError(f"--hr-size must be a positive multiple of {LATENT_MULTIPLE}, not {self.hr_size}.")
         if self.degradation.scale != SCALE:
             raise SettingsError(f"A test set is made at scale {SCALE}, not {self.degradation.scale}.")
+
+
+@dataclass(kw_only=True, slots=True)
+class SquareOptions(Options):
+    """Write OUT/HR, OUT/LR (pictures of one name in both) and OUT/manifest.json: by default one square a photo."""
+
+    hr_size: int = 288
+    """Side of HR, a multiple of 32. 288 fits photos of 320 pixels and is three whole blocks of NIQE; smaller photos are
+    left out."""
+    crops: int = 0
+    """Random crops of each photo; 0 takes the central square."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +98,9 @@ class Pair:
     corner: tuple[int, int]
     """Left and top of HR in the photo, in pixels."""
     hr: Tensor
-    """HR, uint8 (3, 512, 512)."""
+    """HR, uint8 (3, S, S)."""
     lr: Tensor
-    """LR, uint8 (3, 128, 128)."""
+    """LR, uint8 (3, S / 4, S / 4)."""
 
 
 def make_testset(options: Options) -> dict[str, Any]:
@@ -96,10 +115,12 @@ def make_testset(options: Options) -> dict[str, Any]:
         entries[pair.name] = _write(options.out, pair)
         sources[pair.source.name] = file_hash(pair.source)
     if not entries:
-        raise DataError(f"No photo of {options.hr} has {HR_SIDE}² pixels; give larger ones.")
+        raise DataError(
+            f"No photo of {options.hr} has {options.hr_size}² pixels; give larger ones or a smaller --hr-size."
+        )
     manifest = {
-        "kind": "real pairs, centre crops" if options.lr else "random crops, degraded",
-        "sizes": {"HR": HR_SIDE, "LR": LR_SIDE},
+        "kind": _kind(options),
+        "sizes": {"HR": options.hr_size, "LR": options.hr_size // SCALE},
         **({} if options.lr else {"seed": options.seed, "degradation": asdict(options.degradation)}),
         "made_with": {name: version(name) for name in ("torch", "pillow")},
         "sources": sources,
@@ -110,28 +131,62 @@ def make_testset(options: Options) -> dict[str, Any]:
     return manifest
 
 
+def _kind(options: Options) -> str:
+    if options.lr:
+        return "real pairs, centre crops"
+    return "random crops, degraded" if options.crops else "central squares, degraded"
+
+
 def _degraded_pairs(options: Options, small: list[str]) -> Iterator[Pair]:
-    photos = read_photos(options.hr)
+    photos = spread(read_photos(options.hr), options.limit)
     check_names(photos)
+    side = options.hr_size
     for photo in photos:
         image = load_rgb(photo.path)
-        if min(image.shape[1:]) < HR_SIDE:
+        if min(image.shape[1:]) < side:
             small.append(photo.path.name)
             continue
-        for number in range(options.crops):
-            name = f"{photo.path.stem}_{number:03d}"
-            left, top = _corner(image, options.seed, name)
-            hr = image[:, top : top + HR_SIDE, left : left + HR_SIDE]
+        for name, seeding, (left, top) in _places(photo.path, image, options):
+            hr = image[:, top : top + side, left : left + side]
             with torch.no_grad():
-                lr = degraded(hr, name, options.degradation, seed=options.seed)
+                lr = degraded(hr, seeding, options.degradation, seed=options.seed)
             yield Pair(name=name, source=photo.path, corner=(left, top), hr=hr, lr=lr)
 
 
-def _corner(image_3HW: Tensor, seed: int, name: str) -> tuple[int, int]:
-    """Left and top of a random 512² crop, drawn from seed and name."""
-    generator = seeded(seed, Stream.TEST_CROP, zlib.crc32(name.encode()))
-    top, left = (int(torch.randint(side - HR_SIDE + 1, (), generator=generator)) for side in image_3HW.shape[1:])
+def _places(path: Path, image_3HW: Tensor, options: Options) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Name, what the draws of its degradation derive from, and left and top of every square of a photo."""
+    if not options.crops:
+        height, width = image_3HW.shape[1:]
+        yield path.stem, path.name, ((width - options.hr_size) // 2, (height - options.hr_size) // 2)
+    for number in range(options.crops):
+        name = f"{path.stem}_{number:03d}"
+        yield name, name, _corner(image_3HW, name, options)
+
+
+def _corner(image_3HW: Tensor, name: str, options: Options) -> tuple[int, int]:
+    """Left and top of a random crop, drawn from seed and name."""
+    generator = seeded(options.seed, Stream.TEST_CROP, zlib.crc32(name.encode()))
+    spare = (side - options.hr_size + 1 for side in image_3HW.shape[1:])
+    top, left = (int(torch.randint(places, (), generator=generator)) for places in spare)
     return left, top
+
+
+def degraded(hr_3HW: Tensor, name: str, config: DegradationConfig, *, seed: int) -> Tensor:
+    """The LR picture, uint8 (3, H // scale, W // scale), of a uint8 photo (3, H, W), drawn from seed and name."""
+    draws = GeneratorDraws(seeded(seed, Stream.TEST_DEGRADATION, zlib.crc32(name.encode())))
+    return to_u8(degrade(hr_3HW[None].float() / 255.0, config, draws).lr[0])
+
+
+def check_names(photos: Sequence[Photo]) -> None:
+    """Refuse a list in which two photos would get the same pair.
+
+    Raises:
+        DataError: two have one name without suffix.
+    """
+    stems = [photo.path.stem for photo in photos]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise DataError(f"Several photos are called {', '.join(twice)}; rename them, since pairs go by name.")
 
 
 def _real_pairs(options: Options, small: list[str]) -> Iterator[Pair]:
@@ -140,16 +195,18 @@ def _real_pairs(options: Options, small: list[str]) -> Iterator[Pair]:
     folders = {"hr": list_pictures(options.hr), "lr": list_pictures(options.lr)}
     for kind, names in unmatched(folders).items():
         raise DataError(f"--{kind} has {', '.join(names[:5])}, the other folder has not; complete or remove them.")
-    for name, path in folders["hr"].items():
+    for name in spread(list(folders["hr"]), options.limit):
+        path = folders["hr"][name]
         hr, lr = load_rgb(path), load_rgb(folders["lr"][name])
         if tuple(hr.shape[1:]) != tuple(side * SCALE for side in lr.shape[1:]):
             sizes = " and ".join(f"{image.shape[2]}×{image.shape[1]}" for image in (hr, lr))
             raise DataError(f"{name}: HR should be {SCALE} times as large as LR, they have {sizes} pixels.")
-        hr_part, lr_part = centre(hr, HR_SIDE, SCALE), centre(lr, LR_SIDE)
+        lr_side = options.hr_size // SCALE
+        hr_part, lr_part = centre(hr, options.hr_size, SCALE), centre(lr, lr_side)
         if hr_part is None or lr_part is None:
             small.append(path.name)
             continue
-        top, left = ((side // SCALE - LR_SIDE) // 2 * SCALE for side in hr.shape[1:])
+        top, left = ((side // SCALE - lr_side) // 2 * SCALE for side in hr.shape[1:])
         yield Pair(name=name, source=path, corner=(left, top), hr=hr_part, lr=lr_part)
 
 
@@ -188,16 +245,9 @@ def _pixels(entry: Mapping[str, Any]) -> tuple[str, str]:
     return entry["HR"]["pixels_sha256"], entry["LR"]["pixels_sha256"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-
-    def action() -> None:
-        options = tyro.cli(Options, args=argv, prog="python -m trainer.make_testset")
-        manifest = make_testset(options)
-        show(
-            f"{len(manifest['pictures'])} pairs in {options.out}, {len(manifest['too_small'])} photos were too small\n"
-        )
-        if options.expect is not None:
-            show(compare(manifest, options.expect) + "\n")
-
-    return command.run(action)
+def command(options: Options) -> None:
+    """Make the set and say how many pairs it has."""
+    manifest = make_testset(options)
+    show(f"{len(manifest['pictures'])} pairs in {options.out}, {len(manifest['too_small'])} photos were too small\n")
+    if options.expect is not None:
+        show(compare(manifest, options.expect) + "\n")

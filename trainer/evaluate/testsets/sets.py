@@ -8,12 +8,10 @@ same command resumes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import tyro
 
 from seesr_core.cli import main as seesr
 from seesr_core.errors import DataError, SettingsError
@@ -22,7 +20,6 @@ from seesr_core.runtime.devices import AUTO
 from seesr_core.runtime.files import atomic_write
 
 from ...data.photos import opened, read_photos
-from ...engine import command
 from ..quality import folders
 from ..quality.builds import Backend
 from ..quality.compute import BICUBIC, SR
@@ -31,8 +28,7 @@ from ..quality.paper import SETS, Dataset
 from ..quality.protocols import HR_SIDE
 from ..quality.state import file_hash
 from ..report.tables import Column, markdown, show, write_json
-from . import degrade
-from .degrade import LATENT_MULTIPLE
+from .make import LATENT_MULTIPLE, SquareOptions, make_testset
 
 _KEY = 12
 
@@ -135,7 +131,7 @@ def _sets(options: Options) -> Iterator[PhotoSet]:
         yield PhotoSet(name=folder.name, lr=folder / "LR", hr=folder / "HR")
     for folder in options.originals:
         out = options.out / folder.name / "pairs"
-        degrade.make_pairs(degrade.Options(photos=folder, out=out, hr_size=_side(folder)))
+        make_testset(SquareOptions(hr=folder, out=out, hr_size=_side(folder)))
         yield PhotoSet(name=folder.name, lr=out / "LR", hr=out / "HR")
     for folder in options.photos:
         yield PhotoSet(name=folder.name, lr=folder)
@@ -190,12 +186,7 @@ def table(summary: Mapping[str, Any], name: str) -> str:
     return markdown(f"weights {summary['weights']}", rows, columns)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-
-    def action() -> None:
-        options = tyro.cli(Options, args=argv, prog="python -m trainer.evaluate sets")
-        show(table(run(options), options.name or options.model))
-        show(f"\nPages, tables and figures of every picture: {options.out}/*/*/report.html, .md, .json, pictures.csv\n")
-
-    return command.run(action)
+def command(options: Options) -> None:
+    """Measure, and show the means of every set."""
+    show(table(run(options), options.name or options.model))
+    show(f"\nPages, tables and figures of every picture: {options.out}/*/*/report.html, .md, .json, pictures.csv\n")
