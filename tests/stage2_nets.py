@@ -14,8 +14,9 @@ from PIL import Image
 from seesr_core.method.rca import rca_parameters
 from trainer.data.crops import Crops
 from trainer.data.photos import read_photos
-from trainer.recipes import STAGE2_RECIPES, Stage2Config, get_recipe
+from trainer.engine.command import get_recipe
 from trainer.stage2.networks import Networks
+from trainer.stage2.recipes import STAGE2_RECIPES, Stage2Config
 from trainer.stage2.task import Stage2Task, tag_prompts
 
 from .tiny_model import networks, tagger, tiny_models

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from seesr_core.errors import ImageError, ResourceError
-from seesr_core.pictures.reading import Photo, read_photo
+from seesr_core.pictures.reading import InputPhoto, read_photo
 
 from .tiny_model import photo
 
@@ -40,7 +40,7 @@ def png(values: np.ndarray, colour_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def levels(read: Photo) -> np.ndarray:
+def levels(read: InputPhoto) -> np.ndarray:
     return np.asarray(read.rgb).astype(int)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer.capacity.bench import PHASES, Options, bench, main
+from trainer.capacity.bench import PHASES, BenchCommand, bench, main
 
 
 def test_the_loops_have_the_same_losses_and_their_shares_are_shares(tmp_path: Path) -> None:
-    options = Options(steps=1, batch_size=2, crop=64, json=tmp_path / "bench.json")
+    options = BenchCommand(steps=1, batch_size=2, crop=64, json=tmp_path / "bench.json")
     found = bench(options)
     assert found["ours"].losses == pytest.approx(found["plain"].losses, rel=1e-3)
     for loop in found.values():

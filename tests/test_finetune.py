@@ -21,12 +21,12 @@ from torch import nn
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts, read_control
-from trainer.capacity.plan import make_plan
+from trainer.capacity.dry_run import dry_run
 from trainer.engine.adapters import add_lora, merge_lora
 from trainer.engine.settings import overridden, read_toml
-from trainer.recipes import Stage2Config
 from trainer.stage2 import task as stage2
 from trainer.stage2.networks import Networks, build_networks
+from trainer.stage2.recipes import Stage2Config
 from trainer.stage2.task import Stage2Task, train_control
 
 from .small_nets import inputs, seeded_networks
@@ -104,14 +104,14 @@ def test_lora_trains_adapters_and_the_image_encoder_and_is_planned_so(photos: Pa
     kinds = {"lora_" in name or name.startswith("controlnet_cond_embedding.") for name in _learning(nets.controlnet)}
     assert kinds == {True}
     crops = small_task(photos).crops
-    plan = make_plan(Stage2Task(settings, nets, crops, ["a,"] * len(crops)), settings.loop)
-    assert plan.trained == sum(p.numel() for p in nets.controlnet.parameters() if p.requires_grad)
-    assert plan.memory["gradients"] == 4 * plan.trained
-    assert plan.checkpoint == 12 * plan.trained
+    found = dry_run(Stage2Task(settings, nets, crops, ["a,"] * len(crops)), settings.loop)
+    assert found.trained == sum(p.numel() for p in nets.controlnet.parameters() if p.requires_grad)
+    assert found.memory["gradients"] == 4 * found.trained
+    assert found.checkpoint == 12 * found.trained
     whole = sum(p.numel() for net in (small_networks().unet, small_networks().controlnet) for p in net.parameters())
     others = sum(p.numel() for net in (nets.vae, nets.text_encoder, nets.dape) for p in net.parameters())
     adapters = sum(p.numel() for name, p in nets.controlnet.named_parameters() if "lora_" in name)
-    assert plan.trained + plan.frozen == whole + others + adapters
+    assert found.trained + found.frozen == whole + others + adapters
 
 
 def _learning(network: nn.Module) -> list[str]:

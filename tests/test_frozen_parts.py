@@ -19,9 +19,11 @@ from trainer.data.cache import FrozenCache
 from trainer.data.crops import Crops
 from trainer.data.pairs import make_crops
 from trainer.data.photos import Photo, read_photos
+from trainer.engine.command import get_recipe
 from trainer.engine.loop import train
-from trainer.recipes import STAGE1_RECIPES, Stage1Config, Stage2Config, get_recipe
+from trainer.stage1.recipes import STAGE1_RECIPES, Stage1Config
 from trainer.stage1.task import Stage1Task, train_dape
+from trainer.stage2.recipes import Stage2Config
 from trainer.stage2.task import Stage2Task, tag_prompts, train_control
 
 from .dape_nets import tiny_dape

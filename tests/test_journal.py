@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from seesr_core.errors import SettingsError
-from trainer.engine.journal import Journal, Meter, Progress
+from trainer.engine.journal import Journal, Progress, RunningMeans
 
 
 def test_figures_are_averaged_over_the_times_that_they_were_given() -> None:
-    one, other = Meter(), Meter()
+    one, other = RunningMeans(), RunningMeans()
     one.add({"loss": 1.0, "rare": 5.0})
     one.add({"loss": 2.0})
     other.add({"loss": 6.0})
-    assert Meter.merged([one.state(), other.state()]).means() == {"loss": 3.0, "rare": 5.0}
-    assert Meter(**one.state()).means() == {"loss": 1.5, "rare": 5.0}
+    assert RunningMeans.merged([one.state(), other.state()]).means() == {"loss": 3.0, "rare": 5.0}
+    assert RunningMeans(**one.state()).means() == {"loss": 1.5, "rare": 5.0}
     one.clear()
     assert one.means() == {}
 

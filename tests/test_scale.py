@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from seesr_core.errors import SettingsError
-from trainer.capacity.plan import GIB
-from trainer.capacity.scale import Command, Counted, count, layout, lines
+from trainer.capacity.dry_run import GIB
+from trainer.capacity.scale import Counted, ScaleCommand, count, layout, lines
+from trainer.engine.command import get_recipe
 from trainer.nano.tagger import tagger_config
-from trainer.recipes import STAGE2_RECIPES, get_recipe
+from trainer.stage2.recipes import STAGE2_RECIPES
 
 from .small_nets import unet_config
 
@@ -26,9 +27,9 @@ COUNTED = Counted(
 )
 
 
-def options(**changes: Any) -> Command:
+def options(**changes: Any) -> ScaleCommand:
     """The paper's recipe on a machine."""
-    return Command(recipe="paper", config=get_recipe(STAGE2_RECIPES, "paper"), **changes)
+    return ScaleCommand(recipe="paper", config=get_recipe(STAGE2_RECIPES, "paper"), **changes)
 
 
 @pytest.mark.slow

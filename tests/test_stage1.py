@@ -22,10 +22,12 @@ from seesr_core.formats.ram import read_adapter, read_dape, write_dape
 from trainer.data.photos import Photo, read_photos
 from trainer.degradation.ops import resize
 from trainer.engine import command
+from trainer.engine.command import get_recipe
 from trainer.engine.loop import train
-from trainer.recipes import STAGE1_RECIPES, STAGE2_RECIPES, Stage1Config, get_recipe
 from trainer.stage1 import task as stage1
+from trainer.stage1.recipes import STAGE1_RECIPES, Stage1Config
 from trainer.stage1.task import Stage1Task, add_lora, export, hold_out, read_teacher
+from trainer.stage2.recipes import STAGE2_RECIPES
 
 from .dape_nets import CONFIG, images, seeded, tiny_dape
 

@@ -15,7 +15,7 @@ from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts
 from seesr_core.method.rca import rca_parameters
-from trainer.capacity.plan import make_plan
+from trainer.capacity.dry_run import dry_run
 from trainer.stage2.networks import build_networks
 from trainer.stage2.task import train_control
 from trainer.stage2.validation import BANDS, Validation, read_pairs
@@ -105,20 +105,20 @@ def test_a_run_logs_its_validation_and_keeps_the_best_state(photos: Path, pairs:
 def test_a_dry_run_counts_parameters_memory_images_and_hours(photos: Path) -> None:
     settings = config(steps=100, batch_size=4, accumulation=2, ema=0.9)
     task = small_task(photos, settings)
-    plan = make_plan(task, settings.loop)
+    found = dry_run(task, settings.loop)
     controlnet = sum(p.numel() for p in task.networks.controlnet.parameters())
     rca = sum(p.numel() for p in rca_parameters(task.networks.unet).values())
-    assert plan.trained == controlnet + rca
-    assert plan.memory["gradients"] == plan.memory["average"] == 4 * plan.trained
-    assert plan.memory["optimizer"] == 8 * plan.trained
-    assert plan.memory["weights"] == 4 * (plan.trained + plan.frozen)
-    assert plan.checkpoint == 16 * plan.trained
-    assert plan.memory["activations"] > 2 * 3 * 64 * 64 * 4
-    assert plan.flops > 2 * 64 * 64 * 3 * 9
-    assert (plan.images, plan.photos) == (400, 6)
-    assert plan.hours == pytest.approx(400 / plan.images_per_second / 3600)
-    text = "\n".join(plan.lines())
-    assert f"{plan.trained:,} trained" in text
+    assert found.trained == controlnet + rca
+    assert found.memory["gradients"] == found.memory["average"] == 4 * found.trained
+    assert found.memory["optimizer"] == 8 * found.trained
+    assert found.memory["weights"] == 4 * (found.trained + found.frozen)
+    assert found.checkpoint == 16 * found.trained
+    assert found.memory["activations"] > 2 * 3 * 64 * 64 * 4
+    assert found.flops > 2 * 64 * 64 * 3 * 9
+    assert (found.images, found.photos) == (400, 6)
+    assert found.hours == pytest.approx(400 / found.images_per_second / 3600)
+    text = "\n".join(found.lines())
+    assert f"{found.trained:,} trained" in text
     assert "66.7 epochs of 6 photos" in text
     assert all(p.grad is None for p in task.networks.vae.parameters())
 
@@ -126,7 +126,7 @@ def test_a_dry_run_counts_parameters_memory_images_and_hours(photos: Path) -> No
 def test_a_dry_run_leaves_the_weights_as_they_are(photos: Path) -> None:
     task: Any = small_task(photos)
     before = [p.detach().clone() for p in task.trained.parameters()]
-    make_plan(task, config().loop)
+    dry_run(task, config().loop)
     assert all(torch.equal(p, old) for p, old in zip(task.trained.parameters(), before, strict=True))
 
 

@@ -26,7 +26,7 @@ from seesr_core.method.controlnet import controlnet_from_unet
 from seesr_core.method.rca import rca_parameters
 from seesr_core.method.unet import build_unet
 from seesr_core.runtime.memory import available_memory
-from trainer.capacity.plan import GIB, cost_of_pass
+from trainer.capacity.dry_run import GIB, cost_of_pass
 from trainer.data.order import seeded
 from trainer.nano.autoencoder import build_autoencoder
 from trainer.nano.tagger import tagger_config

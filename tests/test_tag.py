@@ -21,21 +21,23 @@ from .tiny_model import tagger
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> tag.Options:
+def options(tmp_path: Path) -> tag.TagCommand:
     (tmp_path / "photos").mkdir()
     write_photos(tmp_path / "photos", 5)
     dape, vocabulary = tagger()
     generous = Vocabulary(tags=vocabulary.tags, thresholds=torch.full((len(vocabulary),), 0.05))
     write_dape(tmp_path / "tagger.safetensors", dape, generous)
     folder = tmp_path / "photos"
-    return tag.Options(tagger=tmp_path / "tagger.safetensors", data=str(folder), out=tmp_path / "t.jsonl", batch_size=2)
+    return tag.TagCommand(
+        tagger=tmp_path / "tagger.safetensors", data=str(folder), out=tmp_path / "t.jsonl", batch_size=2
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
 
 
-def test_every_photo_gets_its_tags_and_the_list_is_read_by_the_stages(options: tag.Options) -> None:
+def test_every_photo_gets_its_tags_and_the_list_is_read_by_the_stages(options: tag.TagCommand) -> None:
     assert tag.tag(options) == options.out
     found = lines(options.out)
     assert [line["file"] for line in found] == [f"photos/{number}.png" for number in range(5)]
@@ -44,7 +46,7 @@ def test_every_photo_gets_its_tags_and_the_list_is_read_by_the_stages(options: t
 
 
 def test_an_interrupted_run_goes_on_and_tags_nothing_twice(
-    options: tag.Options, monkeypatch: pytest.MonkeyPatch
+    options: tag.TagCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag.tag(options)
     expected = lines(options.out)
@@ -65,7 +67,7 @@ def test_an_interrupted_run_goes_on_and_tags_nothing_twice(
 
 
 def test_processes_share_the_photos_and_the_last_one_joins_their_lists(
-    options: tag.Options, monkeypatch: pytest.MonkeyPatch
+    options: tag.TagCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = lines(tag.tag(options) or options.out)
     for path in options.out.parent.glob("t*.jsonl"):
@@ -77,7 +79,7 @@ def test_processes_share_the_photos_and_the_last_one_joins_their_lists(
     assert lines(options.out) == expected
 
 
-def test_photos_that_cannot_be_read_are_left_out_unless_they_are_many(options: tag.Options) -> None:
+def test_photos_that_cannot_be_read_are_left_out_unless_they_are_many(options: tag.TagCommand) -> None:
     (Path(options.data) / "0.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="Only 4 of 5 photos can be read"):
         tag.tag(options)

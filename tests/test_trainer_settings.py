@@ -9,9 +9,10 @@ import pytest
 
 from seesr_core.errors import SettingsError
 from trainer.engine import command
+from trainer.engine.command import get_recipe
 from trainer.engine.settings import overridden, read_toml
-from trainer.recipes import STAGE2_RECIPES, get_recipe
 from trainer.stage2 import task as stage2
+from trainer.stage2.recipes import STAGE2_RECIPES
 
 
 def settings(tmp_path: Path, text: str) -> Path:
@@ -20,9 +21,9 @@ def settings(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def parse(path: Path, *more: str) -> stage2.Command:
+def parse(path: Path, *more: str) -> stage2.Stage2Command:
     given = ["--recipe", "debug", "--settings", str(path), "--data", "d", "--base", "b", "--dape", "t", "--out", "o"]
-    return command.parse(stage2.Command, STAGE2_RECIPES, [*given, *more], prog="stage2")
+    return command.parse(stage2.Stage2Command, STAGE2_RECIPES, [*given, *more], prog="stage2")
 
 
 def test_a_file_overrides_the_recipe_and_flags_the_file(tmp_path: Path) -> None:

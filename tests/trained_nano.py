@@ -25,8 +25,8 @@ from seesr_core.formats.ram import read_dape
 from seesr_core.method.sampling import StepNoise
 from seesr_core.pipeline import SeeSRPipeline
 from trainer.data.photos import read_photos
-from trainer.recipes import stage2_nano
 from trainer.stage2.networks import build_networks
+from trainer.stage2.recipes import stage2_nano
 from trainer.stage2.task import train_control
 from trainer.stage2.validation import Validation, read_pairs
 

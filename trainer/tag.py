@@ -36,7 +36,7 @@ _MOST_UNREADABLE = 0.1
 
 
 @dataclass(kw_only=True)
-class Options:
+class TagCommand:
     """Tag photos. The same command again goes on where it was interrupted."""
 
     tagger: Path
@@ -53,10 +53,10 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return command.run(lambda: tag(tyro.cli(Options, args=argv, prog="python -m trainer.tag")))
+    return command.run(lambda: tag(tyro.cli(TagCommand, args=argv, prog="python -m trainer.tag")))
 
 
-def tag(options: Options) -> Path | None:
+def tag(options: TagCommand) -> Path | None:
     """Tag what is not yet tagged; returns the joined list, or None if other processes have still to finish.
 
     Raises:
@@ -96,7 +96,7 @@ def _tagged(out: Path) -> dict[str, list[str] | None]:
     return found
 
 
-def _write(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, options: Options, rank: int) -> None:
+def _write(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, options: TagCommand, rank: int) -> None:
     """Append a line for each photo to the list of this process."""
     from tqdm import tqdm
 

@@ -26,7 +26,7 @@ class Job:
 
 
 @dataclass(kw_only=True, slots=True)
-class Plan:
+class UpscaleJobs:
     """What a command has to do."""
 
     jobs: list[Job]
@@ -39,7 +39,7 @@ class Plan:
     """Whether a folder was asked for: then one bad photo does not stop the others."""
 
 
-def plan_upscale(source: Path, target: Path, *, overwrite: bool) -> Plan:
+def plan_upscale(source: Path, target: Path, *, overwrite: bool) -> UpscaleJobs:
     """What to upscale from `source` (photo or folder) to `target`, which is found to be writable.
 
     Raises:
@@ -58,10 +58,10 @@ def plan_upscale(source: Path, target: Path, *, overwrite: bool) -> Plan:
             raise ImageError(f"{target} exists already: give --overwrite to replace it.")
     _require_exists(source)
     check_target(target)
-    return Plan(jobs=[Job(source, target)])
+    return UpscaleJobs(jobs=[Job(source, target)])
 
 
-def _plan_folder(source: Path, target: Path, *, overwrite: bool) -> Plan:
+def _plan_folder(source: Path, target: Path, *, overwrite: bool) -> UpscaleJobs:
     if target.is_file() or (target.suffix.lower() in FORMATS and not target.is_dir()):
         raise SettingsError(f"IN is a folder, so OUT must be one, too, not the file {target}.")
     if target.is_dir() and target.samefile(source):
@@ -71,7 +71,7 @@ def _plan_folder(source: Path, target: Path, *, overwrite: bool) -> Plan:
     pairs = [Job(photo, target / name) for photo, name in zip(photos, _names(photos), strict=True)]
     done = [job for job in pairs if job.target.exists() and not overwrite]
     jobs = [job for job in pairs if overwrite or not job.target.exists()]
-    return Plan(jobs=jobs, done=done, left_out=left_out, many=True)
+    return UpscaleJobs(jobs=jobs, done=done, left_out=left_out, many=True)
 
 
 def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -88,7 +88,7 @@ def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
     return photos, [path for path in files if path not in photos]
 
 
-def plan_reading(source: Path) -> Plan:
+def plan_reading(source: Path) -> UpscaleJobs:
     """What to read from `source`; jobs have no results of their own.
 
     Raises:
@@ -96,9 +96,9 @@ def plan_reading(source: Path) -> Plan:
     """
     if source.is_dir():
         photos, left_out = list_photos(source)
-        return Plan(jobs=[Job(photo, photo) for photo in photos], left_out=left_out, many=True)
+        return UpscaleJobs(jobs=[Job(photo, photo) for photo in photos], left_out=left_out, many=True)
     _require_exists(source)
-    return Plan(jobs=[Job(source, source)])
+    return UpscaleJobs(jobs=[Job(source, source)])
 
 
 def _require_exists(source: Path) -> None:

@@ -16,7 +16,7 @@ from ..method.sampling import SOLVERS, START_POINTS
 from ..method.schedule import SPACINGS
 from ..model_files import NANO
 from ..models import load_models
-from ..pictures.reading import Photo, read_photo
+from ..pictures.reading import InputPhoto, read_photo
 from ..pictures.sizes import final_size
 from ..pictures.writing import check_fits, check_writable, save_picture
 from ..pipeline import SeeSRPipeline
@@ -26,7 +26,7 @@ from ..runtime.files import atomic_write
 from ..settings import UpscaleSettings
 from .console import is_terminal, progress_bar, say
 from .failures import Failures
-from .jobs import Job, Plan, plan_upscale
+from .jobs import Job, UpscaleJobs, plan_upscale
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class _Batch:
     """The photos of one command."""
 
     arguments: argparse.Namespace
-    plan: Plan
+    plan: UpscaleJobs
     failures: Failures
     entries: list[dict[str, Any]] = field(default_factory=list)
 
@@ -141,7 +141,7 @@ class _Batch:
         if self.plan.done:
             log.info("%d of the photos have their result already", len(self.plan.done))
 
-    def _read(self, job: Job) -> Photo | None:
+    def _read(self, job: Job) -> InputPhoto | None:
         with self.failures.guard(job.source):
             photo = read_photo(job.source, frame=self.arguments.frame)
             for note in photo.notes:
@@ -149,7 +149,7 @@ class _Batch:
             return photo
         return None
 
-    def _upscale(self, job: Job, photo: Photo, settings: UpscaleSettings, label: str) -> None:
+    def _upscale(self, job: Job, photo: InputPhoto, settings: UpscaleSettings, label: str) -> None:
         pipeline = self.pipeline
         check_fits(job.target, final_size(photo.size, settings.scale), alpha=photo.alpha is not None)
         with progress_bar(label) as pipeline.progress:

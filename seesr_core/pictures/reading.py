@@ -18,7 +18,7 @@ _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(kw_only=True, slots=True)
-class Photo:
+class InputPhoto:
     """A photo as the method takes it."""
 
     rgb: Image.Image
@@ -47,7 +47,7 @@ class Photo:
         return picture
 
 
-def read_photo(path: str | os.PathLike[str], *, frame: int | None = None) -> Photo:
+def read_photo(path: str | os.PathLike[str], *, frame: int | None = None) -> InputPhoto:
     """Read one picture.
 
     Args:
@@ -89,17 +89,17 @@ def _stored_mode(image: Image.Image) -> str:
     return ""
 
 
-def _as_photo(image: Image.Image, source: Path) -> Photo:
+def _as_photo(image: Image.Image, source: Path) -> InputPhoto:
     _check_range(image, source)
     icc = image.info.get("icc_profile")
     grey = image.mode in _GREY_MODES
     upright = ImageOps.exif_transpose(image)
     if image.mode == "CMYK":
         rgb, note = _from_cmyk(upright, icc)
-        return Photo(rgb=rgb, notes=[note])
+        return InputPhoto(rgb=rgb, notes=[note])
     alpha = upright.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     keeps_values = grey or image.mode in ("RGB", "RGBA", "P")
-    return Photo(rgb=as_rgb(upright), alpha=alpha, grey=grey, icc=icc if keeps_values else None)
+    return InputPhoto(rgb=as_rgb(upright), alpha=alpha, grey=grey, icc=icc if keeps_values else None)
 
 
 def _check_range(image: Image.Image, source: Path) -> None:

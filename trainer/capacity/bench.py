@@ -43,8 +43,8 @@ from ..nano.autoencoder import build_autoencoder
 from ..nano.prior import PriorConfig, PriorSizes, build_prior
 from ..nano.tagger import tagger_config
 from ..nano.text import train_tokenizer
-from ..recipes import Stage2Config, stage2_nano
 from ..stage2.networks import Networks
+from ..stage2.recipes import Stage2Config, stage2_nano
 from ..stage2.task import Stage2Task, tag_prompts
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ SIZES = {
 
 
 @dataclass(kw_only=True)
-class Options:
+class BenchCommand:
     """Measure images per second."""
 
     size: Literal["nano", "mid"] = "nano"
@@ -217,10 +217,10 @@ class Loop:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return command.run(lambda: bench(tyro.cli(Options, args=argv, prog="python -m trainer.bench")))
+    return command.run(lambda: bench(tyro.cli(BenchCommand, args=argv, prog="python -m trainer.bench")))
 
 
-def bench(options: Options) -> dict[str, Measured]:
+def bench(options: BenchCommand) -> dict[str, Measured]:
     """Measure all loops; logs and returns the figures."""
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder), count=2 * options.batch_size)
@@ -248,7 +248,7 @@ def bench(options: Options) -> dict[str, Measured]:
     return found
 
 
-def _config(options: Options) -> Stage2Config:
+def _config(options: BenchCommand) -> Stage2Config:
     nano = stage2_nano()
     loop = replace(
         nano.loop, steps=options.steps, batch_size=options.batch_size, precision=options.precision, sample_every=0
@@ -257,7 +257,7 @@ def _config(options: Options) -> Stage2Config:
     return replace(nano, loop=loop, crop=options.crop, degradation=degradation, degradation_group=1, pool=0)
 
 
-def _loop(kind: type[TimedTask], config: Stage2Config, photos: Path, options: Options) -> Loop:
+def _loop(kind: type[TimedTask], config: Stage2Config, photos: Path, options: BenchCommand) -> Loop:
     plain = kind is PlainTask
     # Photos are read from disk, as they are where they do not fit into memory.
     crops = make_crops(read_photos(photos), config, workers=0 if plain else options.workers, memory=0)
@@ -304,7 +304,7 @@ def _lines(found: dict[str, Measured]) -> list[str]:
     ]
 
 
-def _write(options: Options, found: dict[str, Measured]) -> None:
+def _write(options: BenchCommand, found: dict[str, Measured]) -> None:
     device = local_device()
     about = {
         "options": {name: value for name, value in asdict(options).items() if name != "json"},

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
@@ -25,10 +24,10 @@ from seesr_core.errors import SettingsError
 from seesr_core.formats.base import Base
 
 from ..engine import command
-from ..recipes import STAGE2_RECIPES, Stage2Config
 from ..stage2.networks import Networks, build_networks, choose_trained
+from ..stage2.recipes import STAGE2_RECIPES, Stage2Config
 from ..stage2.task import Batch, Stage2Task
-from .plan import GIB, MOMENTS, cost_of_pass
+from .dry_run import GIB, MOMENTS, cost_of_pass
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +53,11 @@ _BYTES = 4
 
 
 @dataclass(kw_only=True)
-class Command:
+class ScaleCommand(command.RecipeCommand):
     """Plan stage 2 on other machines. The flags below override the recipe."""
 
-    recipe: str
-    """Name of the recipe."""
     config: Annotated[Stage2Config, command.SETTINGS]
     """Settings that override the recipe's."""
-    settings: Path | None = None
-    """TOML file whose keys override the recipe's; flags override the file."""
     gpus: int = 8
     """Number of GPUs in all machines together."""
     nodes: int = 1
@@ -216,7 +211,7 @@ class Layout:
     """Passes of each process."""
 
 
-def layout(options: Command, counted: Counted) -> Layout:
+def layout(options: ScaleCommand, counted: Counted) -> Layout:
     """The largest passes that fit and divide the batch.
 
     Raises:
@@ -239,7 +234,7 @@ def layout(options: Command, counted: Counted) -> Layout:
     )
 
 
-def lines(options: Command, counted: Counted) -> list[str]:
+def lines(options: ScaleCommand, counted: Counted) -> list[str]:
     """The plan as text."""
     config, chosen = options.config, layout(options, counted)
     memory = counted.memory(chosen.images, config, options.gpus if options.shard else 1)
@@ -271,7 +266,7 @@ def lines(options: Command, counted: Counted) -> list[str]:
     ]
 
 
-def _traffic(options: Command, counted: Counted, chosen: Layout) -> float:
+def _traffic(options: ScaleCommand, counted: Counted, chosen: Layout) -> float:
     """Bytes that each machine sends in a step: a ring passes nearly twice the gradients; sharded weights are gathered
     for both directions of every pass besides."""
     gathered = 2 * chosen.accumulation * counted.steered if options.shard else 0
@@ -280,10 +275,10 @@ def _traffic(options: Command, counted: Counted, chosen: Layout) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return command.run(lambda: run(command.parse(Command, STAGE2_RECIPES, argv, prog="python -m trainer.scale")))
+    return command.run(lambda: run(command.parse(ScaleCommand, STAGE2_RECIPES, argv, prog="python -m trainer.scale")))
 
 
-def run(options: Command) -> None:
-    """Log the plan."""
+def run(options: ScaleCommand) -> None:
+    """Log the found."""
     for line in lines(options, count(options.config)):
         log.info("%s", line)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-Batch = TypeVar("Batch")
+Made = TypeVar("Made")
 
 
-class Ahead(Generic[Batch]):
+class Ahead(Generic[Made]):
     """Makes batches before they are asked for.
 
     Args:
@@ -18,12 +18,12 @@ class Ahead(Generic[Batch]):
         stride: distance between the numbers that are asked for.
     """
 
-    def __init__(self, make: Callable[[int, int], Batch], workers: int, stride: int) -> None:
+    def __init__(self, make: Callable[[int, int], Made], workers: int, stride: int) -> None:
         self.make, self.workers, self.stride = make, workers, stride
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="crops") if workers else None
-        self.coming: dict[tuple[int, int], Future[Batch]] = {}
+        self.coming: dict[tuple[int, int], Future[Made]] = {}
 
-    def get(self, number: int, count: int) -> Batch:
+    def get(self, number: int, count: int) -> Made:
         """The batch; an error met by a thread is raised here."""
         if self.threads is None:
             return self.make(number, count)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +16,7 @@ from ..engine.processes import process_count
 from .crops import Crops
 from .order import seeded
 from .photos import Photo
-
-if TYPE_CHECKING:
-    from ..recipes import Stage1Config, Stage2Config
+from .stage_config import StageConfig
 
 
 def make_pairs(
@@ -68,7 +65,7 @@ def given_pairs(crops: Crops, step: int, count: int, *, device: torch.device) ->
 
 def make_crops(
     photos: Sequence[Photo],
-    config: Stage1Config | Stage2Config,
+    config: StageConfig,
     *,
     workers: int | None = None,
     memory: int = 4 << 30,

@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from seesr_core.errors import SeeSRError
+from seesr_core.errors import SeeSRError, SettingsError
 
-from ..recipes import get_recipe
 from .settings import overridden, read_toml
 
 log = logging.getLogger(__name__)
 
 Command = TypeVar("Command")
+Config = TypeVar("Config")
 
 INTERRUPTED = 130
 SETTINGS = tyro.conf.arg(name="")
 """Annotates the field `config` of a command: its settings become flags without a prefix."""
+
+
+@dataclass(kw_only=True)
+class RecipeCommand:
+    """What every command has that runs a recipe; a field `config` with the recipe's settings joins it."""
+
+    recipe: str
+    """Name of the recipe."""
+    settings: Path | None = None
+    """TOML file whose keys override the recipe's; flags override the file."""
+
+
+@dataclass(kw_only=True)
+class StageCommand(RecipeCommand):
+    """What both stages' commands have."""
+
+    out: Path
+    """Folder of the run."""
+    dry_run: bool = False
+    """Print parameters, memory, images and hours, and stop."""
+
 
 # The help text joins lines; a topic of a recipe's docstring ("Hardware: …") is to start a line of its own.
 _TOPICS = re.compile(r"\n(?=[A-Z][a-z]+: )")
@@ -57,6 +79,19 @@ def parse(
     default = command(**{**required, "recipe": name or tyro.MISSING, "config": config})
     description = f"{inspect.getdoc(command)}\n\n{_described(recipes, name)}"
     return tyro.cli(command, args=arguments, default=default, prog=prog, description=description)
+
+
+def get_recipe(table: Mapping[str, Callable[[], Config]], name: str) -> Config:
+    """A fresh configuration of the recipe `name`.
+
+    Raises:
+        SettingsError: there is no such recipe; the message has the nearest name.
+    """
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}?" if near else "Choose one of them."
+        raise SettingsError(f"There is no recipe {name!r}; there are {', '.join(table)}. {hint}")
+    return table[name]()
 
 
 def _described(recipes: Mapping[str, Callable[[], Any]], chosen: str | None) -> str:

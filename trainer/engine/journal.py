@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
 
-class Meter:
+class RunningMeans:
     """Means of figures between two lines of the log; every figure is averaged over the times that it was given."""
 
     def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None) -> None:
@@ -42,7 +42,7 @@ class Meter:
         return {"sums": self.sums, "counts": self.counts}
 
     @classmethod
-    def merged(cls, states: Iterable[Mapping[str, Mapping[str, Any]]]) -> Meter:
+    def merged(cls, states: Iterable[Mapping[str, Mapping[str, Any]]]) -> RunningMeans:
         """Those of several processes as one."""
         total = cls()
         for state in states:

@@ -26,7 +26,7 @@ from ..data.order import Stream, scoped_seed
 from .checkpoints import Checkpoints, Saved
 from .distribution import Pass, gathered, make_accelerator
 from .dropout import DropoutByImage
-from .journal import Journal, Meter, Progress, write_run
+from .journal import Journal, Progress, RunningMeans, write_run
 from .lock import Watch, held, leave
 from .loop_config import LoopConfig
 from .optimizers import build_optimizer
@@ -75,7 +75,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, identity: Mapping[str, A
     """
     accelerator = make_accelerator(config)
     with _alone(out, accelerator):
-        return Run(task, config, out, accelerator, identity or {}).to_the_end()
+        return Training(task, config, out, accelerator, identity or {}).to_the_end()
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def _watch(out: Path, accelerator: Accelerator) -> Watch:
     return watch
 
 
-class Run:
+class Training:
     """A stage under way: what the loop keeps between its steps.
 
     Args:
@@ -133,7 +133,7 @@ class Run:
         notes = saved.notes if saved else {}
         self.main: bool = accelerator.is_main_process
         # The meter of a checkpoint has the figures of all processes.
-        self.meter = Meter(**notes.get("meter", {})) if self.main else Meter()
+        self.meter = RunningMeans(**notes.get("meter", {})) if self.main else RunningMeans()
         self.guard = _Guard(config.max_skipped, total=notes.get("skipped", 0))
         self.journal = Journal(out, writes=self.main, wandb=config.wandb, facts=self.facts)
         self.clock = time.monotonic()
@@ -191,7 +191,7 @@ class Run:
     def log(self) -> None:
         """A line with the means since the last one."""
         seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
-        means = Meter.merged(gathered(self.accelerator, self.meter.state())).means()
+        means = RunningMeans.merged(gathered(self.accelerator, self.meter.state())).means()
         images, rate = self.done * self.config.batch_size, self.config.lr_at(self.done - 1)
         line = {"step": self.done, "images": images, "lr": rate, "seconds": seconds}
         self.journal.write({**line, **means, **self.guard.figures()})
@@ -199,7 +199,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        meter = Meter.merged(gathered(self.accelerator, self.meter.state()))
+        meter = RunningMeans.merged(gathered(self.accelerator, self.meter.state()))
         tensors = self.state.tensors()
         if self.main:
             images = self.done * self.config.batch_size

@@ -17,19 +17,15 @@ from .recipe import NANO_RECIPES, NanoConfig
 
 
 @dataclass(kw_only=True)
-class Command:
+class NanoCommand(command.RecipeCommand):
     """Build the small model. Parts that are done are skipped and an interrupted one is resumed."""
 
-    recipe: str
-    """Name of the recipe."""
     photos: Path
     """Photos with their words: a .jsonl list with `file` and `tags`."""
     out: Path
     """Folder of the run; the model ends up in its folder `model`."""
     config: Annotated[NanoConfig, command.SETTINGS]
     """Settings that override the recipe's."""
-    settings: Path | None = None
-    """TOML file whose keys override the recipe's; flags override the file."""
     tag_lists: Path | None = None
     """Folder with RAM's public tag lists: a larger vocabulary for prompts, and Chinese names of tags."""
     init: Path | None = None
@@ -40,10 +36,10 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return command.run(lambda: _run(command.parse(Command, NANO_RECIPES, argv, prog="python -m trainer.nano")))
+    return command.run(lambda: _run(command.parse(NanoCommand, NANO_RECIPES, argv, prog="python -m trainer.nano")))
 
 
-def _run(options: Command) -> None:
+def _run(options: NanoCommand) -> None:
     if process_count() > 1:
         raise SettingsError("The small model is built by one process; start it without a launcher.")
     Builder(options.config, options.photos, options.out, options.tag_lists, options.init).build(options.parts)

@@ -21,8 +21,8 @@ from seesr_core.method.denoiser import predict_noise
 from seesr_core.method.losses import noise_loss
 
 from ..data.order import Stream, seeded
-from ..recipes import Stage2Config
 from ..stage2.networks import Networks, build_networks
+from ..stage2.recipes import Stage2Config
 from ..stage2.task import Stage2Task
 from .text import build_text_encoder
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..degradation import DegradationConfig, SharpenConfig
 from ..engine.loop_config import LoopConfig
-from ..recipes import Stage1Config, Stage2Config, stage1_nano, stage2_nano
+from ..stage1.recipes import Stage1Config, stage1_nano
+from ..stage2.recipes import Stage2Config, stage2_nano
 from .autoencoder import AutoencoderConfig
 from .decoder import DecoderConfig
 from .prior import PriorConfig, PriorSizes

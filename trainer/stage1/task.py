@@ -30,7 +30,7 @@ from seesr_core.formats.ram import read_dape, read_ram, write_adapter, write_dap
 from seesr_core.method.losses import PromptLoss, prompt_loss
 from seesr_core.runtime.files import atomic_write
 
-from ..capacity.plan import make_plan, show
+from ..capacity.dry_run import dry_run, show
 from ..data.cache import FrozenCache, network_key
 from ..data.crops import write_skipped
 from ..data.fingerprints import digest, fingerprint, same_photos
@@ -42,7 +42,7 @@ from ..engine import command
 from ..engine.loop import flat, train
 from ..engine.processes import is_main_process, refuse_sharded_adapters
 from ..engine.samples import save_grid
-from ..recipes import STAGE1_RECIPES, Stage1Config
+from .recipes import STAGE1_RECIPES, Stage1Config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,38 +55,30 @@ SHOWN_TAGS = 10
 
 
 @dataclass(kw_only=True)
-class Command:
+class Stage1Command(command.StageCommand):
     """Train DAPE. The same command again resumes; single settings of the recipe are overridden by the flags below."""
 
-    recipe: str
-    """Name of the recipe."""
     teacher: Path
     """The tagger: `dape*.safetensors`, or the published `ram_swin_large_14m.pth` together with --tag-lists."""
     data: str
     """HR photos: a folder, a .jsonl list, webdataset shards (.tar, also at an address), or a mixture (.toml)."""
-    out: Path
-    """Folder of the run."""
     config: Annotated[Stage1Config, command.SETTINGS]
     """Settings that override the recipe's."""
-    settings: Path | None = None
-    """TOML file whose keys override the recipe's; flags override the file."""
-    dry_run: bool = False
-    """Print parameters, memory, images and hours, and stop."""
     tag_lists: Path | None = None
     """Folder with `ram_tag_list.txt`, `ram_tag_list_threshold.txt` and maybe `ram_tag_list_chinese.txt`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return command.run(lambda: run(command.parse(Command, STAGE1_RECIPES, argv, prog="python -m trainer.stage1")))
+    return command.run(lambda: run(command.parse(Stage1Command, STAGE1_RECIPES, argv, prog="python -m trainer.stage1")))
 
 
-def run(options: Command) -> Path | None:
+def run(options: Stage1Command) -> Path | None:
     """Read what the command names and train; returns the merged file."""
     teacher, vocabulary = read_teacher(options.teacher, options.tag_lists)
     photos = read_photos(options.data)
     if options.dry_run:
-        show(make_plan(Stage1Task(options.config, teacher, vocabulary, photos), options.config.loop))
+        show(dry_run(Stage1Task(options.config, teacher, vocabulary, photos), options.config.loop))
         return None
     source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {Path(options.data).name}"
     return train_dape(options.config, teacher, vocabulary, photos, options.out, source=source)

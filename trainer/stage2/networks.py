@@ -19,7 +19,7 @@ from seesr_core.method.unet import build_unet
 
 from ..data.order import Stream, scoped_seed
 from ..engine.adapters import add_lora
-from ..recipes import Stage2Config
+from .recipes import Stage2Config
 
 _MUST_AGREE = ("block_out_channels", "cross_attention_dim")
 

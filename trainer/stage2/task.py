@@ -30,7 +30,7 @@ from seesr_core.method.rca import rca_parameters
 from seesr_core.method.schedule import alphas_cumprod, q_sample, x0_from_eps
 from seesr_core.method.text import encode_prompts
 
-from ..capacity.plan import make_plan, show
+from ..capacity.dry_run import dry_run, show
 from ..data.cache import FrozenCache, network_key
 from ..data.crops import Crops, write_skipped
 from ..data.fingerprints import digest, fingerprint
@@ -45,8 +45,8 @@ from ..engine.loop import flat, train
 from ..engine.processes import is_main_process, refuse_sharded_adapters
 from ..engine.samples import save_grid
 from ..engine.sharding import whole
-from ..recipes import STAGE2_RECIPES, Stage2Config
 from .networks import Networks, build_networks
+from .recipes import STAGE2_RECIPES, Stage2Config
 from .validation import Validation
 
 log = logging.getLogger(__name__)
@@ -306,11 +306,9 @@ def _complete(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix
 
 
 @dataclass(kw_only=True)
-class Command:
+class Stage2Command(command.StageCommand):
     """Train ControlNet, image encoder and RCA. The same command again resumes; the flags below override the recipe."""
 
-    recipe: str
-    """Name of the recipe."""
     data: str
     """Photos with tags: a .jsonl list as `python -m trainer.tag` writes it, webdataset shards (.tar, also at an
     address), or a mixture of those (.toml)."""
@@ -318,14 +316,8 @@ class Command:
     """Base model: diffusers folder (SD-2-base) or our single file."""
     dape: Path
     """Degradation-aware tagger of stage 1, `dape*.safetensors`."""
-    out: Path
-    """Folder of the run."""
     config: Annotated[Stage2Config, command.SETTINGS]
     """Settings that override the recipe's."""
-    settings: Path | None = None
-    """TOML file whose keys override the recipe's; flags override the file."""
-    dry_run: bool = False
-    """Print parameters, memory, images and hours, and stop."""
     validate: Path | None = None
     """Folder with LR and HR, pairs to judge the run by; `python -m trainer.evaluate.degrade` makes some."""
     niqe_params: Path | None = None
@@ -338,10 +330,10 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return command.run(lambda: run(command.parse(Command, STAGE2_RECIPES, argv, prog="python -m trainer.stage2")))
+    return command.run(lambda: run(command.parse(Stage2Command, STAGE2_RECIPES, argv, prog="python -m trainer.stage2")))
 
 
-def run(options: Command) -> Path | None:
+def run(options: Stage2Command) -> Path | None:
     """Read what the command names, train (or resume) and export; returns the exported file."""
     photos, config = read_photos(options.data), options.config
     dape, vocabulary = read_dape(options.dape)
@@ -349,7 +341,7 @@ def run(options: Command) -> Path | None:
     networks = build_networks(load_base(options.base), dape, config, start)
     if options.dry_run:
         crops = make_crops(photos, config)
-        show(make_plan(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
+        show(dry_run(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
         return None
     about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe}
     about["dtype"] = {"fp16": torch.float16, "fp32": torch.float32}[options.export]

@@ -26,9 +26,10 @@ from seesr_core.method.losses import noise_loss, prompt_loss
 from seesr_core.method.rca import rca_parameters
 from seesr_core.method.unet import build_unet
 from trainer.data.crops import Crops
-from trainer.recipes import stage1_paper, stage2_debug
+from trainer.stage1.recipes import stage1_paper
 from trainer.stage1.task import add_lora
 from trainer.stage2.networks import Networks
+from trainer.stage2.recipes import stage2_debug
 from trainer.stage2.task import Batch, Stage2Task
 
 from ..compare import Comparison

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from seesr_core.errors import DataError
-from seesr_core.pictures.reading import Photo, read_photo
+from seesr_core.pictures.reading import InputPhoto, read_photo
 
 from ...data.fingerprints import digest
 from ..pictures import as_picture, as_tensor, enlarge
@@ -99,7 +99,7 @@ def _check_sizes(parts: Mapping[Kind, Tensor]) -> None:
     )
 
 
-def _notes(photos: Mapping[Kind, Photo]) -> Iterator[str]:
+def _notes(photos: Mapping[Kind, InputPhoto]) -> Iterator[str]:
     for kind, photo in photos.items():
         yield from (f"{kind.upper()}: {note.split(';')[0]}" for note in photo.notes)
         if photo.alpha is not None:

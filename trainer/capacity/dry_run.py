@@ -34,7 +34,7 @@ _CPU_ATTENTION: Any = {
 
 
 @dataclass(kw_only=True, slots=True)
-class Plan:
+class DryRun:
     """The figures of a dry run."""
 
     trained: int
@@ -86,7 +86,7 @@ class Plan:
         ]
 
 
-def make_plan(task: Task, config: LoopConfig) -> Plan:
+def dry_run(task: Task, config: LoopConfig) -> DryRun:
     """Run two passes and an optimizer step that changes nothing, and measure them."""
     trained = [p for p in task.trained.parameters() if p.requires_grad]
     everything = [task.trained, *getattr(task, "frozen", ())]
@@ -104,7 +104,7 @@ def make_plan(task: Task, config: LoopConfig) -> Plan:
         "activations": activations,
     }
     paths = [photo.path for photo in getattr(getattr(task, "crops", None), "photos", [])]
-    return Plan(
+    return DryRun(
         trained=sum(p.numel() for p in trained),
         frozen=sum(p.numel() for p in frozen),
         memory=memory,
@@ -117,9 +117,9 @@ def make_plan(task: Task, config: LoopConfig) -> Plan:
     )
 
 
-def show(plan: Plan) -> None:
-    """Log the plan line by line."""
-    for line in plan.lines():
+def show(planned: DryRun) -> None:
+    """Log the dry run line by line."""
+    for line in planned.lines():
         log.info("%s", line)
 
 
