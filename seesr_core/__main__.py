@@ -7,7 +7,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (the process's own if None); returns the exit code."""
     try:
-        # Importing torch takes seconds in which a person may change their mind.
+        # Importing what a command needs takes seconds in which a person may change their mind.
         from .cli.main import main as run
 
         return run(argv)

@@ -385,3 +385,19 @@ def test_ctrl_c_from_outside_ends_with_130(model: Path, source: Path, tmp_path: 
     done = subprocess.run([*command, "--device", "cpu"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "error: Interrupted; no half file was left.\n")
     assert list(target.parent.iterdir()) == []
+
+
+QUIET = {
+    "command": "from seesr_core.cli.main import main; sys.exit(main(['upscale', *sys.argv[1:], '--steps', '1']))",
+    "library": "from seesr_core.models import load_models; load_models('nano', device='cpu', dtype='bf16')",
+}
+
+
+@pytest.mark.parametrize("way", QUIET)
+def test_libraries_do_not_warn_on_a_normal_run(way: str, source: Path, tmp_path: Path) -> None:
+    """The embedded model in half precision, of whose change diffusers would warn."""
+    files = [str(source), str(tmp_path / "out.png"), "--dtype", "bf16", "--device", "cpu"]
+    command = [sys.executable, "-c", f"import sys; {QUIET[way]}", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == "" or (way == "library" and "float32" not in done.stderr)

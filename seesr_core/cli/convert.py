@@ -28,14 +28,11 @@ _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _EXAMPLE = NANO_FOLDER / "example.jpg"
 
 
-def add_command(commands: Any) -> None:
-    """Register the command with argparse."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "convert",
-        help="convert published weights to small safetensors files",
-        description="Convert RAM with DAPE's adapter to one dape.safetensors, and the published SeeSR folders to one "
-        "seesr.safetensors. Files are told by content; IN may be files, or a folder that holds them.",
-        allow_abbrev=False,
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give the command its description and options."""
+    parser.description = (
+        "Convert RAM with DAPE's adapter to one dape.safetensors, and the published SeeSR folders to one "
+        "seesr.safetensors. Files are told by content; IN may be files, or a folder that holds them."
     )
     parser.add_argument("sources", metavar="IN", type=Path, nargs="*", help="files and folders to convert")
     parser.add_argument("--comfy", type=Path, metavar="PATH", help="take from and write into ComfyUI's model folders")
@@ -48,7 +45,6 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--photos", type=Path, metavar="PATH", help="photo or folder to measure the change in tags on")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
-    parser.set_defaults(run=run)
 
 
 @dataclass(kw_only=True, slots=True)

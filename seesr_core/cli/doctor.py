@@ -36,14 +36,11 @@ from .tables import bytes_bar
 _FULL_CHANNELS = 320
 
 
-def add_command(commands: Any) -> None:
-    """Register the command with argparse."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "doctor",
-        help="say what is missing, wrong or too large",
-        description="Look at Python, torch, device, memory, ComfyUI and every weights file; say what is missing, wrong "
-        "or too large, with the command that mends it; predict memory and time. Exit status 1 if anything is wrong.",
-        allow_abbrev=False,
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give the command its description and options."""
+    parser.description = (
+        "Look at Python, torch, device, memory, ComfyUI and every weights file; say what is missing, wrong "
+        "or too large, with the command that mends it; predict memory and time. Exit status 1 if anything is wrong."
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--to", "--model", type=Path, metavar="DIR", help="folder of weights (default: the embedded)")
@@ -55,7 +52,6 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--card", metavar="NAME", help="predict for this graphics card, such as 'RTX 3060'")
     parser.add_argument("--quick", action="store_true", help="do not hash the files")
     parser.add_argument("--json", action="store_true", help="print all findings as JSON")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,15 +19,12 @@ INTERRUPTED = 130
 _ON = ("1", "on", "yes", "true")
 
 
-def add_command(commands: Any) -> None:
-    """Register the command with argparse."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give the command its description and options."""
     names = [*load_manifest(), "all"]
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "download",
-        help="download the published weights",
-        description="Download the published weights. The same command again continues a broken download and verifies "
-        "what is there. HF_ENDPOINT names another hub, HF_TOKEN a login.",
-        allow_abbrev=False,
+    parser.description = (
+        "Download the published weights. The same command again continues a broken download and verifies "
+        "what is there. HF_ENDPOINT names another hub, HF_TOKEN a login."
     )
     parser.add_argument(
         "--what",
@@ -41,7 +38,6 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--offline", action="store_true", help="use no network: verify what is there")
     parser.add_argument("--list", action="store_true", help="only list what there is, with licences and sources")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
-    parser.set_defaults(run=run)
 
 
 def add_target_options(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from ..errors import WeightsError
 from ..install.inspection import Inspection, as_json, files_of, inspect_file
@@ -13,18 +12,12 @@ from .console import say, say_error
 from .tables import bytes_bar, size_text
 
 
-def add_command(commands: Any) -> None:
-    """Register the command with argparse."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "inspect",
-        help="tell what a weights file is",
-        description="Tell what a weights file is, from its content, without loading it whole.",
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give the command its description and options."""
+    parser.description = "Tell what a weights file is, from its content, without loading it whole."
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="weights file, or folder with some")
     parser.add_argument("--hash", action="store_true", help="also compute the sha256 and look it up")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

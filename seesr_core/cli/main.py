@@ -7,15 +7,23 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__
 from ..errors import SeeSRError, SettingsError
-from ..runtime.memory import one_sentence_when_exhausted
-from . import convert, doctor, download, inspect, tags, upscale
 from .console import log_to_stderr, say_error
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+COMMANDS = {
+    "upscale": "upscale a photo or a folder of photos",
+    "tags": "print the tags of a photo or of a folder of photos",
+    "download": "download the published weights",
+    "convert": "convert published weights to small safetensors files",
+    "inspect": "tell what a weights file is",
+    "doctor": "say what is missing, wrong or too large",
+}
+"""What each command, a module of its name beside this one, is for."""
 _EXTRAS = ("diffusers", "transformers", "tqdm", "huggingface_hub", "filelock")
 
 
@@ -26,23 +34,28 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message} (see {self.prog} --help)")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """All commands; options only of the one that is `chosen`, whose modules take long to import."""
     parser = _Parser(prog="seesr", description="Semantics-aware super-resolution of real photos.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    upscale.add_command(commands)
-    tags.add_command(commands)
-    for command in (download, convert, inspect, doctor):
-        command.add_command(commands)
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, allow_abbrev=False)
+        if name == chosen:
+            module = import_module(f".{name}", __package__)
+            module.add_options(command)
+            command.set_defaults(run=module.run)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (something failed), 2 (wrong usage) or 130 (interrupted)."""
     try:
-        arguments = build_parser().parse_args(argv)
         _quiet_libraries()
+        words = sys.argv[1:] if argv is None else list(argv)
+        arguments = build_parser(next((word for word in words if not word.startswith("-")), None)).parse_args(words)
+        from ..runtime.memory import one_sentence_when_exhausted
+
         with log_to_stderr(), one_sentence_when_exhausted("close other programs or take a smaller photo or model"):
             code: int = arguments.run(arguments)
         sys.stdout.flush()

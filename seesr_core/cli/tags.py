@@ -6,7 +6,6 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,20 +19,14 @@ from .jobs import plan_reading
 from .upscale import add_common_options
 
 
-def add_command(commands: Any) -> None:
-    """Register the command with argparse."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "tags",
-        help="print the tags of a photo or of a folder of photos",
-        description="Print the tags of photos with their scores, the strongest first.",
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give the command its description and options."""
+    parser.description = "Print the tags of photos with their scores, the strongest first."
     parser.add_argument("source", metavar="IN", type=Path, help="photo or folder")
     parser.add_argument("--threshold", type=float, default=1.0, metavar="X", help="factor on every tag's own threshold")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="language of the tags")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each photo")
     add_common_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

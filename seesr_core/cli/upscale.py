@@ -55,13 +55,10 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 """One for each setting; what is not given is the model's choice."""
 
 
-def add_command(commands: Any) -> None:
-    """Register the command with argparse."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "upscale",
-        help="upscale a photo or a folder of photos",
-        description="Upscale a photo, or all photos of a folder; photos whose result exists are skipped in a folder.",
-        allow_abbrev=False,
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give the command its description and options."""
+    parser.description = (
+        "Upscale a photo, or all photos of a folder; photos whose result exists are skipped in a folder."
     )
     parser.add_argument("source", metavar="IN", type=Path, help="photo or folder")
     parser.add_argument("target", metavar="OUT", type=Path, help="file (.png .jpg .webp .tif) or folder (gets .png)")
@@ -72,7 +69,6 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--dtype", default=AUTO, choices=(AUTO, *DTYPES), help="precision of the networks")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     parser.add_argument("--json", type=Path, metavar="REPORT", help="write a report: tags, sizes, seconds, memory")
-    parser.set_defaults(run=run)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -87,8 +87,8 @@ def read_diffusers_base(folder: str | os.PathLike[str], *, dtype: torch.dtype = 
     return Base(
         unet_config=unet_config,
         unet_state=_unet_state(root / "unet"),
-        vae=_pretrained(AutoencoderKL, root / "vae").to(dtype).eval(),
-        text_encoder=_pretrained(CLIPTextModel, root / "text_encoder").to(dtype).eval(),
+        vae=_ready(_pretrained(AutoencoderKL, root / "vae"), dtype),
+        text_encoder=_ready(_pretrained(CLIPTextModel, root / "text_encoder"), dtype),
         tokenizer=_pretrained(CLIPTokenizer, root / "tokenizer"),
         scheduler=scheduler,
     )
@@ -107,7 +107,7 @@ def _build_vae(parts: BaseParts, path: str | os.PathLike[str], dtype: torch.dtyp
     from diffusers import AutoencoderTiny
 
     vae = AutoencoderTiny.from_config(parts.vae_config)
-    return _filled(vae, parts.vae_state, f"{path}: the autoencoder").to(dtype).eval()
+    return _ready(_filled(vae, parts.vae_state, f"{path}: the autoencoder"), dtype)
 
 
 def _build_text_encoder(parts: BaseParts, path: str | os.PathLike[str], dtype: torch.dtype) -> nn.Module:
@@ -116,7 +116,12 @@ def _build_text_encoder(parts: BaseParts, path: str | os.PathLike[str], dtype: t
     encoder = CLIPTextModel(CLIPTextConfig(**parts.text_config))
     nested = any(key.startswith("text_model.") for key in encoder.state_dict())
     state = parts.text_state if nested else {k.removeprefix("text_model."): t for k, t in parts.text_state.items()}
-    return _filled(encoder, state, f"{path}: the text encoder").to(dtype).eval()
+    return _ready(_filled(encoder, state, f"{path}: the text encoder"), dtype)
+
+
+def _ready(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    # Not the module's own `to`: diffusers' warns of every change of precision.
+    return nn.Module.to(module, dtype).eval()
 
 
 def _filled(module: nn.Module, state: Mapping[str, Tensor], name: str) -> nn.Module:
