@@ -58,8 +58,8 @@ class SeeSRLatentInit(io.ComfyNode):
                 ),
                 seed_input(),
                 start_timestep_input(
-                    "Timestep that the photo's latent is noised to; 999 as published. Sigmas must not begin above it: "
-                    "give SeeSR Scheduler the same number."
+                    "Timestep that the photo's latent is noised to. 999, as published, follows SIGMAS that begin "
+                    "lower; another number must be the one that SeeSR Scheduler has."
                 ),
             ],
             outputs=[
@@ -136,8 +136,8 @@ def latent_init(
     """The LR-embedded start of pictures whose sides are multiples of 8: the host's NOISE and LATENT.
 
     Raises:
-        SettingsError: sigmas that begin above `start_timestep`, do not fall or are none, or a model or autoencoder that
-            does not fit.
+        SettingsError: sigmas that begin above `start_timestep` or too far below one other than 999, do not fall or are
+            none, or a model or autoencoder that does not fit.
         ImageError: a picture of another size or with NaN.
     """
     noise = LRENoise.for_model(model, sigmas, seed=seed, start_timestep=start_timestep)

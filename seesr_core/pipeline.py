@@ -19,6 +19,7 @@ from .dape import Tag, prepare
 from .errors import ImageError
 from .method.denoiser import PIXELS_PER_LATENT, Denoiser
 from .method.sampling import StepNoise, sample, start_latent
+from .method.schedule import start_for
 from .method.text import compose_prompt, encode_prompts
 from .models import Models
 from .pictures.sizes import Picture, Sizes, as_rgb, finish, prepare_size, to_tensor
@@ -174,7 +175,8 @@ class SeeSRPipeline:
         batch, _, height, width = prepared.shape
         noise = StepNoise.from_seed(settings.seed, batch)
         like = torch.empty(batch, 4, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-        start = start_latent(noise(like), point=settings.start, z_lr=z_lr, start_timestep=settings.start_timestep)
+        start_timestep = start_for(settings.denoised_timesteps(), settings.start_timestep)
+        start = start_latent(noise(like), point=settings.start, z_lr=z_lr, start_timestep=start_timestep)
         denoise = self._denoiser(prepared, states, soft_prompt, settings)
         timesteps = settings.denoised_timesteps()
         return sample(denoise, start, timesteps=timesteps, noise_source=noise, solver=settings.solver)

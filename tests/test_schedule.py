@@ -15,6 +15,7 @@ from seesr_core.method.schedule import (
     exploding_noise,
     lr_embedding,
     sigma_from_acp,
+    start_for,
     timesteps,
 )
 
@@ -130,3 +131,19 @@ def test_without_an_embedding_the_network_sees_the_noise_itself():
     noise = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     given = exploding_noise(torch.zeros_like(noise), noise, acp=0.0, sigma=8.0, scale=8.0)
     torch.testing.assert_close(8.0 * given / 65**0.5, noise)
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "expected"),
+    [
+        (50, 999, 999),  # as published, above 981
+        (2, 999, 999),  # above 501, the whole step above it
+        (7, 999, 999),  # above 853; steps are rounded down, so that this is a little more than one
+        (60, 999, 999),  # above 945, many steps but hardly less noise
+        (50, 251, 251),
+        (1, 999, 1),
+        (334, 999, 667),  # rounded down so far that the picture would keep a third of its noise
+    ],
+)
+def test_an_embedding_far_above_the_first_timestep_begins_there(steps, start, expected):
+    assert start_for(timesteps(steps, start_timestep=start), start) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,16 @@ import torch
 from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
-from ...seesr_core.method.schedule import LAST_TIMESTEP, check_start_timestep, exploding_noise
+from ...seesr_core.method.schedule import (
+    LAST_TIMESTEP,
+    acp_from_sigma,
+    belongs_to_start,
+    check_start_timestep,
+    exploding_noise,
+)
 from .noise_levels import NoiseLevels, check_sigmas
+
+log = logging.getLogger(__name__)
 
 _SEEDS = 2**64 - 1
 """Seeds wrap here: the host adds 1 to them and torch takes 64 bits."""
@@ -82,22 +91,21 @@ class LRENoise:
     ) -> LRENoise:
         """Noise for a sampler of `model` that runs `sigmas`, from the latent noised to `start_timestep`.
 
+        Where sigmas begin too far below the published 999 for that start, the latent is noised to their own first
+        level.
+
         Raises:
-            SettingsError: bad sigmas or ones that begin above `start_timestep`, or a model of another kind.
+            SettingsError: bad sigmas, ones that begin above a `start_timestep` or too far below one other than 999, or
+                a model of another kind.
         """
         check_start_timestep(start_timestep)
         check_sigmas(sigmas)
         levels, sigma = NoiseLevels.of(model), float(sigmas[0])
-        if levels.is_above(sigma, start_timestep):
-            raise SettingsError(
-                f"The SIGMAS begin at timestep {levels.timestep(sigma)}, above start_timestep {start_timestep}: the "
-                "sampler would take the photo's detail for noise. Give SeeSR Scheduler the same start_timestep."
-            )
         return cls(
             seed=seed,
             sigma=sigma,
             scale=levels.noise_scale(sigma),
-            acp=levels.acp(start_timestep),
+            acp=_start_acp(levels, sigmas, start_timestep),
             latent_format=model.get_model_object("latent_format"),
             draw=draw,
         )
@@ -117,3 +125,36 @@ class LRENoise:
                 f"The noise of SeeSR Latent Init was made for sigmas that begin at {self.sigma:.4g}, the sampler's "
                 f"begin at {sigma:.4g}; connect the same SIGMAS to both."
             )
+
+
+def _start_acp(levels: NoiseLevels, sigmas: Tensor, start_timestep: int) -> float:
+    """Cumulative alpha that the latent is noised to, see `LRENoise.for_model`."""
+    sigma = float(sigmas[0])
+    if levels.is_above(sigma, start_timestep):
+        raise SettingsError(_too_high(levels, sigma, start_timestep))
+    first, second = (levels.timestep(float(level)) for level in sigmas[:2])
+    if belongs_to_start(start_timestep, first, second):
+        return levels.acp(start_timestep)
+    if start_timestep == LAST_TIMESTEP:
+        log.info("the SIGMAS begin at timestep %d: the photo's latent is noised to that instead of 999", first)
+        return acp_from_sigma(sigma)
+    raise SettingsError(
+        f"The SIGMAS begin at timestep {first}, far below start_timestep {start_timestep}: the sampler would leave the "
+        f"surplus of noise in the picture. Leave start_timestep at {LAST_TIMESTEP}, which follows the SIGMAS, or give "
+        "SeeSR Scheduler the same number."
+    )
+
+
+def _too_high(levels: NoiseLevels, sigma: float, start_timestep: int) -> str:
+    if levels.has(sigma):
+        return (
+            f"The SIGMAS begin at timestep {levels.timestep(sigma)}, above start_timestep {start_timestep}: the "
+            "sampler would take the photo's detail for noise. Give SeeSR Scheduler the same start_timestep, or leave "
+            f"this one at {LAST_TIMESTEP}."
+        )
+    return (
+        f"The SIGMAS begin at noise level {sigma:.4g}, which is none of this MODEL's timesteps (the nearest is "
+        f"{levels.timestep(sigma)}; start_timestep is {start_timestep}): they were made for a MODEL with another noise "
+        "schedule, as ModelSamplingDiscrete sets it, or by another scheduler. Connect the same MODEL to SeeSR "
+        "Scheduler and to SeeSR Latent Init."
+    )

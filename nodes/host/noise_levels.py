@@ -72,6 +72,10 @@ class NoiseLevels:
         """Whether `sigma` is a higher level than that of timestep `t`."""
         return sigma > self.sigma(t) * (1.0 + _SAME_LEVEL)
 
+    def has(self, sigma: float) -> bool:
+        """Whether `sigma` is the level of a whole timestep."""
+        return math.isclose(sigma, self.sigma(self.timestep(sigma)), rel_tol=_SAME_LEVEL)
+
     def timestep(self, sigma: float) -> int:
         """The timestep whose level is nearest."""
         return int(self.sampling.timestep(torch.tensor([sigma])))

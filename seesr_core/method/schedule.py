@@ -6,6 +6,7 @@ Symbols: `acp` is the cumulative alpha product ᾱ_t of a timestep t in 0 … 99
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, TypeVar
 
@@ -22,6 +23,8 @@ LAST_TIMESTEP = TRAIN_TIMESTEPS - 1
 BETA_START, BETA_END = 0.00085, 0.012
 _LEADING_OFFSET = 1
 _MIN_VARIANCE = 1e-20
+_START_STEPS, _START_NOISE = 1.5, 0.01
+"""How far, in steps of the schedule or in the share of noise, an LR embedding may lie above the first timestep."""
 
 _Number = TypeVar("_Number", float, Tensor)
 
@@ -98,6 +101,28 @@ def q_sample(z: Tensor, noise: Tensor, acp: float | Tensor) -> Tensor:
 def x0_from_eps(x: Tensor, eps: Tensor, acp: float | Tensor) -> Tensor:
     """The clean latent that `eps` implies, (x − √(1 − ᾱ)·ε) / √ᾱ; arguments as in `q_sample`, which it inverts."""
     return (x - (1.0 - acp) ** 0.5 * eps) / acp**0.5
+
+
+def belongs_to_start(start_timestep: int, first: float, second: float) -> bool:
+    """Whether an LR embedding at `start_timestep` may be denoised from the lower timestep `first` on, then `second`.
+
+    The published start lies a little above the first timestep (999 above 981, or 501 of two steps): up to one and a
+    half steps of the schedule, or as much as changes the share of noise by no more than a hundredth. From further
+    below the network would take the surplus of noise for the photo's own colours and detail.
+    """
+    if start_timestep - first <= _START_STEPS * (first - second):
+        return True
+    noise_at_start, noise_at_first = ((1.0 - acp_at(t)) ** 0.5 for t in (start_timestep, round(first)))
+    return noise_at_start - noise_at_first <= _START_NOISE
+
+
+def start_for(run: Sequence[int], start_timestep: int = LAST_TIMESTEP) -> int:
+    """The timestep that the LR latent is noised to before the timesteps `run` (falling) are denoised.
+
+    `start_timestep`, or the first of `run` where that lies too far below it (see `belongs_to_start`).
+    """
+    second = run[1] if len(run) > 1 else 0
+    return start_timestep if belongs_to_start(start_timestep, run[0], second) else run[0]
 
 
 def lr_embedding(z_lr: Tensor, noise: Tensor, start_timestep: int = LAST_TIMESTEP) -> Tensor:

@@ -95,6 +95,19 @@ def test_the_unet_first_sees_the_lr_embedding(options, start):
     assert torch.allclose(seen[0][:2], expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("first", [251, 499.3])
+def test_lower_sigmas_are_followed_by_a_start_left_at_999(first):
+    """Scheduler at 251, or another scheduler at half the denoising: what the U-Net sees has the noise it is told of."""
+    model, latent = nano_model(), latents(batch=2)
+    sampling = model.get_model_object("model_sampling")
+    levels = torch.tensor([float(sampling.sigma(torch.tensor(first * f))) for f in (1.0, 0.9)] + [0.0])
+    with unet_inputs(model) as seen:
+        sample_stock(model, lre(model, levels), levels, latent)
+    acp = 1 / (1 + float(levels[0]) ** 2)
+    expected = acp**0.5 * SCALE * latent["samples"] + (1 - acp) ** 0.5 * normal(latent, 5)
+    assert torch.allclose(seen[0][:2], expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("name", ["euler", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "uni_pc", "heun", "lcm"])
 def test_any_stock_sampler_starts_there(name):
     import comfy.samplers
@@ -204,6 +217,27 @@ def test_sigmas_above_the_start_are_refused():
     model = nano_model()
     with refusal(r"begin at timestep 901, above start_timestep 500"):
         lre(model, sigmas(model, steps=10), start_timestep=500)
+
+
+def test_sigmas_far_below_a_chosen_start_are_refused():
+    model = nano_model()
+    with refusal(r"begin at timestep 241, far below start_timestep 600.*Leave start_timestep at 999"):
+        lre(model, sigmas(model, steps=50, start_timestep=251), start_timestep=600)
+
+
+def test_sigmas_of_a_model_with_another_schedule_are_named():
+    """The MODEL was re-scheduled between the nodes: both have the same number, which is not what is wrong."""
+    import comfy_extras.nodes_model_advanced as advanced
+
+    model = nano_model()
+    changed = outputs(advanced.ModelSamplingDiscrete().patch(model, "eps", True))[0]
+    for made_for, used_for in ((changed, model), (model, changed)):
+        levels = sigmas(made_for, steps=50, start_timestep=261)
+        if plugin("nodes.host.noise_levels").NoiseLevels.of(used_for).is_above(float(levels[0]), 261):
+            with refusal(r"none of this MODEL's timesteps .*start_timestep is 261.*Connect the same MODEL"):
+                lre(used_for, levels, start_timestep=261)
+            return
+    raise AssertionError("neither schedule lies above the other")
 
 
 @pytest.mark.parametrize(
