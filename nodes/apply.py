@@ -13,6 +13,7 @@ from ..seesr_core.errors import SettingsError
 from .host import checks
 from .host.areas import cut_areas
 from .host.conds import Conditioning, join_conditioning
+from .host.control import KEY as CONTROL_KEY
 from .host.control import attach_control, check_run
 from .host.rca import attach_rca
 from .schema import ADVANCED, ModelType, SoftPromptType, make_schema, view_channels_first
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
     from .host.seesr_model import SeeSRModel
-
-CONTROL_KEY = "seesr_control"
-"""Under which a MODEL carries what the ControlNet needs of a run."""
 
 
 class SeeSRApply(io.ComfyNode):
@@ -71,7 +69,7 @@ class SeeSRApply(io.ComfyNode):
                 several["negative"],
                 single.pop("seesr_model"),
                 _join(several["soft_prompt"], "soft prompts"),
-                _join(several["image"], "images"),
+                _join([image[..., :3] for image in several["image"]], "images"),
                 **single,
             )
         )

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from comfy_api.latest import io
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 from torch import Tensor
 
 from ..seesr_core.errors import ImageError
 from ..seesr_core.method.color import COLOR_FIXES, ColorFix
-from ..seesr_core.pictures.sizes import finish, prepare, to_pil, to_u8
-from ..seesr_core.settings import MAX_SCALE
+from ..seesr_core.pictures.sizes import (
+    MULTIPLE,
+    check_prepared,
+    final_size,
+    finish,
+    prepare,
+    resize,
+    to_pil,
+    to_u8,
+)
+from ..seesr_core.settings import MAX_SCALE, UpscaleSettings
+from .host.report import warn_on_node
 from .schema import (
     ADVANCED,
     channels_first,
@@ -22,6 +33,9 @@ from .schema import (
     unit_range,
     view_channels_first,
 )
+
+_PUBLISHED = UpscaleSettings()
+_RGBA = 4
 
 
 def scale_input() -> io.Float.Input:
@@ -96,7 +110,7 @@ class SeeSRFinishImage(io.ComfyNode):
             "scale.",
             search_aliases=["seesr finish", "color fix", "colour correction", "adain", "wavelet color fix"],
             inputs=[
-                io.Image.Input("image", tooltip="The decoded picture, from VAE Decode."),
+                io.Image.Input("image", lazy=True, tooltip="The decoded picture, from VAE Decode."),
                 io.Image.Input("prepared", tooltip="The upscaled photo, from SeeSR Prepare Image."),
                 io.Image.Input("lr_image", tooltip="The photo itself; its size × scale is the size of the result."),
                 scale_input(),
@@ -104,6 +118,12 @@ class SeeSRFinishImage(io.ComfyNode):
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The finished picture.")],
         )
+
+    @classmethod
+    def check_lazy_status(cls, prepared: Tensor, lr_image: Tensor, scale: float, **_: Any) -> list[str]:
+        """Ask for the decoded picture only once the others fit together: before anything is sampled."""
+        check_pair(prepared, lr_image, scale)
+        return ["image"]
 
     @classmethod
     def execute(
@@ -139,6 +159,8 @@ def finish_images(
 ) -> Tensor:
     """The finished pictures: colours of `prepared`, size of `lr` × `scale`; a single photo serves a whole batch.
 
+    (B, H, W, 3), or 4 channels where the photos have transparency, which is enlarged beside the colours.
+
     Raises:
         ImageError: counts or sizes that do not belong together, or NaN.
         SettingsError: unknown colour fix.
@@ -148,12 +170,39 @@ def finish_images(
     prepared = _one_each(to_levels(prepared_BHWC, "the prepared picture"), count, "prepared")
     lr = _one_each(view_channels_first(lr_BHWC), count, "lr_image")
     _check_same_size(decoded, prepared)
-    lr_size = (lr.shape[-1], lr.shape[-2])
+    check_pair(prepared_BHWC, lr_BHWC, scale)
+    lr_size = _size_of(lr)
     finished = [
         finish(picture, reference, lr_size=lr_size, scale=scale, color_fix=color_fix)
         for picture, reference in zip(decoded, prepared, strict=True)
     ]
-    return unit_range(from_pil(finished))
+    colours = unit_range(from_pil(finished))
+    if lr_BHWC.shape[-1] < _RGBA:
+        return colours
+    alpha = unit_range(_enlarged_alpha(lr_BHWC[..., _RGBA - 1], finished[0].size))
+    return torch.cat([colours, alpha.expand(count, -1, -1, -1)], dim=-1)
+
+
+def _enlarged_alpha(alpha_BHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Transparency (B, height, width, 1) of results of `size`, uint8."""
+    masks = [fromarray(mask.cpu().numpy()) for mask in to_u8(alpha_BHW)]
+    return from_pil([resize(mask, size) for mask in masks])[..., None]
+
+
+def check_pair(prepared_BHWC: Tensor, lr_BHWC: Tensor, scale: float) -> None:
+    """Refuse prepared pictures and photos that do not belong together at `scale`.
+
+    Raises:
+        ImageError: no pictures, or pictures of other sizes than SeeSR Prepare Image makes.
+    """
+    prepared, lr = (_size_of(view_channels_first(picture)) for picture in (prepared_BHWC, lr_BHWC))
+    check_prepared(prepared, lr, scale)
+    final = final_size(lr, scale)
+    if min(prepared) > max(_PUBLISHED.min_size, min(final) + MULTIPLE):
+        warn_on_node(
+            f"SeeSR Finish Image reduces the result from {prepared[0]}×{prepared[1]} to {final[0]}×{final[1]}: its "
+            "scale is lower than that of SeeSR Prepare Image, or min_size there enlarged the photo."
+        )
 
 
 def to_levels(image_BHWC: Tensor, name: str) -> Tensor:
@@ -188,10 +237,14 @@ def _one_each(pictures: Tensor, count: int, name: str) -> Tensor:
 def _check_same_size(decoded: Tensor, prepared: Tensor) -> None:
     if decoded.shape != prepared.shape:
         raise ImageError(
-            f"The decoded picture has {_size(decoded)} pixels and the prepared one {_size(prepared)}: expected the "
+            f"The decoded picture has {_text(decoded)} pixels and the prepared one {_text(prepared)}: expected the "
             "same size. Connect the output of SeeSR Prepare Image that conditioned this result."
         )
 
 
-def _size(image_B3HW: Tensor) -> str:
-    return f"{image_B3HW.shape[-1]}×{image_B3HW.shape[-2]}"
+def _text(image_B3HW: Tensor) -> str:
+    return "{}×{}".format(*_size_of(image_B3HW))
+
+
+def _size_of(image_B3HW: Tensor) -> tuple[int, int]:
+    return image_B3HW.shape[-1], image_B3HW.shape[-2]

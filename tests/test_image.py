@@ -9,7 +9,18 @@ from PIL import Image
 
 from seesr_core.errors import ImageError, SettingsError
 from seesr_core.method.color import color_fix
-from seesr_core.pictures.sizes import as_rgb, finish, prepare, prepare_size, to_pil, to_tensor, to_u8
+from seesr_core.pictures.sizes import (
+    as_rgb,
+    check_prepared,
+    content_box,
+    finish,
+    prepare,
+    prepare_size,
+    resize,
+    to_pil,
+    to_tensor,
+    to_u8,
+)
 
 from .golden import golden_dir
 from .parity.groups import prep as parity
@@ -41,7 +52,11 @@ def test_parity():
         ((100, 60), 1.5, 120, (133, 80), (200, 120), (150, 90)),
         ((33, 35), 0.5, 0, (33, 35), (16, 16), (16, 18)),
         ((1, 1), 1.0, 0, (1, 1), (8, 8), (1, 1)),
-        ((20000, 50), 4.0, 512, (51200, 128), (204800, 512), (80000, 200)),
+        ((20000, 50), 4.0, 512, (40000, 100), (160000, 512), (80000, 200)),
+        ((64, 1), 4.0, 512, (512, 8), (2048, 512), (256, 4)),
+        ((3, 300), 4.0, 512, (6, 600), (512, 2400), (12, 1200)),
+        ((1000, 100), 4.0, 512, (1280, 128), (5120, 512), (4000, 400)),
+        ((40, 8), 4.0, 0, (40, 8), (160, 32), (160, 32)),
     ],
 )
 def test_sizes(lr, scale, min_size, enlarged, prepared, final):
@@ -71,6 +86,40 @@ def test_prepare_and_finish_meet_their_sizes(scale, min_size):
     assert prepared.size == prepare_size(37, 29, scale=scale, min_size=min_size).prepared
     finished = finish(to_tensor(prepared), prepared, lr_size=photo.size, scale=scale)
     assert finished.size == (round(37 * scale), round(29 * scale))
+
+
+@pytest.mark.parametrize("size", [(64, 1), (1, 64), (300, 3), (90, 9), (41, 10), (16, 16)])
+def test_long_thin_photos_are_padded_and_cut_out_again(size):
+    """What the networks see holds the whole photo, in its proportions; with it unchanged the photo comes back."""
+    prepared = prepare(noise(*size), scale=4.0)
+    left, top, right, bottom = content_box(prepared.size, size, 4.0)
+    assert prepared.size[0] * prepared.size[1] <= 5 * 512 * 512
+    shown = prepared.crop((left, top, right, bottom))
+    assert abs(shown.size[0] / shown.size[1] * size[1] / size[0] - 1) < 0.1
+    assert same(finish(prepared, prepared, lr_size=size, color_fix="none"), resize(shown, (4 * size[0], 4 * size[1])))
+    if bottom < prepared.size[1]:  # mirrored below its last row
+        below = prepared.crop((left, bottom, right, bottom + 1))
+        assert same(below, prepared.crop((left, bottom - 1, right, bottom)))
+
+
+@pytest.mark.parametrize(
+    ("prepared", "lr", "scale", "match"),
+    [
+        ((512, 512), (128, 128), 4.0, None),
+        ((512, 512), (128, 128), 2.0, None),
+        ((504, 504), (49, 49), 4.0, None),
+        ((2048, 512), (64, 1), 4.0, None),
+        ((512, 512), (256, 256), 4.0, "too few for the photo's 256×256 × 4.*same scale"),
+        ((2048, 512), (300, 100), 4.0, "no enlargement of a photo of 300×100"),
+        ((512, 768), (192, 128), 4.0, "no enlargement of a photo of 192×128"),
+    ],
+)
+def test_pictures_prepared_otherwise_are_refused(prepared, lr, scale, match):
+    if match is None:
+        check_prepared(prepared, lr, scale)
+        return
+    with pytest.raises(ImageError, match=match):
+        check_prepared(prepared, lr, scale)
 
 
 @pytest.mark.parametrize("method", ["adain", "wavelet"])

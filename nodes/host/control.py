@@ -9,6 +9,7 @@ from typing import Any
 import comfy.cldm.cldm
 import comfy.controlnet
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...seesr_core.errors import SettingsError
@@ -18,6 +19,8 @@ from .keys import Site
 from .rca import RCA, fit_tokens
 
 PIXELS_PER_LATENT = 8
+KEY = "seesr_control"
+"""Under which a MODEL carries what the ControlNet needs of a run."""
 
 
 class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
@@ -112,6 +115,21 @@ class SeeSRControl(comfy.controlnet.ControlNet):
         control.set_extra_arg("rca_strength", rca_strength)
         return control
 
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        """Before a run of the host's inner `model`.
+
+        Raises:
+            SettingsError: its MODEL does not come from SeeSR Apply.
+        """
+        patcher = getattr(model, "current_patcher", None)
+        if patcher is not None and not patcher.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+            raise SettingsError(
+                "The conditioning comes from SeeSR Apply, but the MODEL being sampled does not: without the soft "
+                "prompt's attention in it the result would be blurred. Connect the model output of the same SeeSR "
+                "Apply to the sampler."
+            )
+        super().pre_run(model, percent_to_timestep_function)
+
     def get_control(
         self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int, transformer_options: dict[str, Any]
     ) -> Any:
@@ -183,13 +201,27 @@ def check_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Around a sampling run (`WrappersMP.OUTER_SAMPLE`): compares photos and latents before it begins.
 
     Raises:
-        SettingsError: a ControlNet of ours got other photos than the latents are of.
+        SettingsError: a ControlNet of ours got other photos than the latents are of, or a prompt has none.
     """
-    for entries in executor.class_obj.conds.values():
+    guider = executor.class_obj
+    without_negative = getattr(guider, "cfg", None) == 1.0  # which the host then leaves out
+    for name in ("positive",) if without_negative else ("positive", "negative"):
+        _require_ours(name, guider.conds.get(name))
+    for entries in guider.conds.values():
         for link in (link for entry in entries for link in chain(entry.get("control"))):
             if isinstance(link, SeeSRControl):
                 link.check_size(noise)
     return executor(noise, *args, **kwargs)
+
+
+def _require_ours(name: str, entries: Sequence[Any] | None) -> None:
+    """Refuse a prompt of a run, if there is one, that did not come through SeeSR Apply."""
+    links = [link for entry in entries or () for link in chain(entry.get("control"))]
+    if entries and not any(isinstance(link, SeeSRControl) for link in links):
+        raise SettingsError(
+            f"The MODEL comes from SeeSR Apply, but the {name} conditioning being sampled does not: without its "
+            f"ControlNet the result would be blurred. Connect the {name} output of the same SeeSR Apply to the sampler."
+        )
 
 
 def _without_ours(control: Any) -> Any:

@@ -21,6 +21,10 @@ Size = tuple[int, int]
 Picture = Image.Image | NDArray[np.uint8]
 
 MULTIPLE = 8
+_LONG = 4
+"""Longer side over shorter side from which a small photo is padded rather than enlarged."""
+_MOST_ENLARGED = 2
+"""How many times such a photo is enlarged at most, if that is more."""
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
@@ -35,7 +39,7 @@ class Sizes:
     upscaled: Size
     """`enlarged` × scale."""
     prepared: Size
-    """`upscaled` cut down to multiples of 8 by resizing: what the networks see."""
+    """`upscaled` cut down to multiples of 8 by resizing, its shorter side padded if need be: what the networks see."""
     final: Size
     """`lr` × scale: what comes out."""
 
@@ -44,7 +48,9 @@ def prepare_size(width: int, height: int, *, scale: float = 4.0, min_size: int =
     """Sizes on the way from the photo to the result, as the published implementation computes them.
 
     Photos with a side below floor(min_size / scale) are enlarged to it first. Sides round down, by float arithmetic as
-    published: a prepared side can miss `min_size` by a few pixels (49 px × 4 gives 504).
+    published: a prepared side can miss `min_size` by a few pixels (49 px × 4 gives 504). Unlike the published one, this
+    bounds the work on long thin photos: they are enlarged until the longer side reaches four times that minimum, or to
+    twice their size if that is more, and the rest of the shorter side is padded (see `content_box`).
 
     Raises:
         ImageError: the picture is empty.
@@ -56,9 +62,12 @@ def prepare_size(width: int, height: int, *, scale: float = 4.0, min_size: int =
         raise SettingsError(f"The scale must be above 0 and at most 64, not {scale:g}.")
     if min_size < 0:
         raise SettingsError(f"The minimum size must not be negative, it is {min_size}.")
-    enlarged = _enlarge((width, height), int(min_size // scale))
+    shortest = int(min_size // scale)
+    enlarged = _enlarge((width, height), shortest)
     upscaled = _times(enlarged, scale)
     prepared = (_round_down(upscaled[0]), _round_down(upscaled[1]))
+    if min(enlarged) < shortest:
+        prepared = _padded(prepared, (width, height), _round_down(int(shortest * scale)), scale)
     return Sizes(
         lr=(width, height),
         enlarged=enlarged,
@@ -66,6 +75,50 @@ def prepare_size(width: int, height: int, *, scale: float = 4.0, min_size: int =
         prepared=prepared,
         final=final_size((width, height), scale),
     )
+
+
+def content_box(prepared: Size, lr: Size, scale: float) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the part of a prepared picture that shows the photo of size `lr`.
+
+    All of it, but for a long thin photo whose shorter side was padded: the middle, in the photo's proportions.
+    """
+    short = int(prepared[0] > prepared[1])
+    filled = _filled(prepared, lr)
+    if max(lr) <= _LONG * min(lr) or prepared[short] - filled <= _slack(scale):
+        return (0, 0, *prepared)
+    start = (prepared[short] - filled) // 2
+    if short == 0:
+        return (start, 0, start + filled, prepared[1])
+    return (0, start, prepared[0], start + filled)
+
+
+def check_prepared(prepared: Size, lr: Size, scale: float) -> None:
+    """Refuse a prepared picture that is not of a photo of size `lr`, or too small for its size × `scale`.
+
+    Raises:
+        ImageError: either.
+    """
+    left, top, right, bottom = content_box(prepared, lr, scale)
+    sides = (right - left, bottom - top)
+    slack = _slack(max(scale, *(side / photo for side, photo in zip(sides, lr, strict=True))))
+    # Both sides were upscaled alike, up to what was cut off them; a padded picture's shorter one follows the other.
+    measured = [(side, photo) for side, photo in zip(sides, lr, strict=True) if side % MULTIPLE == 0]
+    most = min((side + slack) / photo for side, photo in measured)
+    least = max((side - 1) / photo if side > MULTIPLE else 0.0 for side, photo in measured)
+    if least > most:
+        raise ImageError(
+            f"The prepared picture has {_pixels(prepared)} pixels, which is no enlargement of a photo of "
+            f"{_pixels(lr)}: connect the same photo to SeeSR Prepare Image and to lr_image."
+        )
+    if most < scale:
+        raise ImageError(
+            f"The prepared picture has {_pixels(prepared)} pixels, too few for the photo's {_pixels(lr)} × {scale:g}: "
+            "the result would be blurred. Set the same scale as in SeeSR Prepare Image."
+        )
+
+
+def _pixels(size: Size) -> str:
+    return f"{size[0]}×{size[1]}"
 
 
 def final_size(lr_size: Size, scale: float) -> Size:
@@ -76,8 +129,25 @@ def final_size(lr_size: Size, scale: float) -> Size:
 def _enlarge(size: Size, shortest: int) -> Size:
     if min(size) >= shortest:
         return size
-    factor = shortest / min(size)
-    return int(factor * size[0]), int(factor * size[1])
+    factor = min(shortest / min(size), max(_MOST_ENLARGED, _LONG * shortest / max(size)))
+    return max(int(factor * size[0]), 1), max(int(factor * size[1]), 1)
+
+
+def _padded(prepared: Size, lr: Size, shortest: int, scale: float) -> Size:
+    """`prepared` with its shorter side padded to `shortest`, unless little is missing."""
+    filled = _filled(prepared, lr)
+    side = shortest if shortest - filled > _slack(scale) else _round_down(filled)
+    return (side, prepared[1]) if prepared[0] < prepared[1] else (prepared[0], side)
+
+
+def _filled(prepared: Size, lr: Size) -> int:
+    """The shorter side of the photo in a prepared picture, by its longer one."""
+    return max(round(max(prepared) * min(lr) / max(lr)), 1)
+
+
+def _slack(scale: float) -> float:
+    """Pixels that a prepared side may miss or exceed: one of the photo, and what rounding to multiples cuts off."""
+    return scale + MULTIPLE + 1
 
 
 def _times(size: Size, scale: float) -> Size:
@@ -99,9 +169,19 @@ def prepare(image: Picture, *, scale: float = 4.0, min_size: int = 512) -> Image
     """
     rgb = as_rgb(image)
     sizes = prepare_size(*rgb.size, scale=scale, min_size=min_size)
-    for size in (sizes.enlarged, sizes.upscaled, sizes.prepared):
+    left, top, right, bottom = content_box(sizes.prepared, sizes.lr, scale)
+    for size in (sizes.enlarged, sizes.upscaled, (right - left, bottom - top)):
         rgb = resize(rgb, size)
-    return rgb
+    return _mirrored(rgb, sizes.prepared, (left, top))
+
+
+def _mirrored(image: Image.Image, size: Size, place: Size) -> Image.Image:
+    """`image` at `place` of a picture of `size`, mirrored over and over around it."""
+    if image.size == size:
+        return image
+    before = place[::-1]
+    margins = [(b, whole - b - part) for b, whole, part in zip(before, size[::-1], image.size[::-1], strict=True)]
+    return Image.fromarray(np.pad(np.asarray(image), [*margins, (0, 0)], mode="symmetric"))
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
@@ -119,14 +199,18 @@ def finish(
 ) -> Image.Image:
     """The finished picture: colours fixed against `prepared`, then resized to exactly `lr_size` × `scale`.
 
-    `image` and `prepared` are one picture each, of one size: PIL, uint8 (H, W, 3) or a float tensor (3, H, W).
+    What was padded (see `content_box`) is cut off first. `image` and `prepared` are one picture each, of one size: PIL,
+    uint8 (H, W, 3) or a float tensor (3, H, W).
     The colour fix runs in float32 a channel at a time and, as published, is cut (not rounded) to 8 bits.
 
     Raises:
         ImageError: the two differ in size.
         SettingsError: unknown colour fix.
     """
-    fixed = _fix_colors(_as_chw(image), _as_chw(prepared), color_fix)
+    image_3HW, prepared_3HW = _as_chw(image), _as_chw(prepared)
+    left, top, right, bottom = content_box((image_3HW.shape[-1], image_3HW.shape[-2]), lr_size, scale)
+    shown = (..., slice(top, bottom), slice(left, right))
+    fixed = _fix_colors(image_3HW[shown], prepared_3HW[shown], color_fix)
     return resize(to_pil(fixed), final_size(lr_size, scale))
 
 

@@ -100,9 +100,8 @@ def test_its_own_rca_acts(model: Any, inputs: dict[str, Any]) -> None:
     other = inputs | {"soft_prompt": nets.nano_inputs(size=8, seed=4)["soft_prompt"]}
     residuals = []
     for given, strength in ((inputs, 1.0), (other, 1.0), (inputs, 0.0), (other, 0.0)):
-        _, positive, negative = applied(model, given, rca_strength=strength)
         with Calls() as calls:
-            nets.run(model, positive, negative, inputs, steps=1)
+            nets.run(*applied(model, given, rca_strength=strength), inputs, steps=1)
         residuals.append(calls.outputs[0]["middle"][0])
     assert not torch.allclose(residuals[0], residuals[1], rtol=1e-3)
     assert torch.equal(residuals[2], residuals[3])
@@ -195,11 +194,24 @@ def test_more_photos_than_latents(model: Any) -> None:
         nets.run(*applied(model, both), one)
 
 
-def test_size_is_checked_without_our_model(model: Any, inputs: dict[str, Any]) -> None:
-    other = inputs | {name: nets.nano_inputs(size=12)[name] for name in ("latent", "noise")}
-    _, positive, negative = applied(model, inputs)
-    with pytest.raises(plugin("seesr_core.errors").SettingsError, match=r"64 × 64 pixels, .* 96 × 96"):
-        nets.run(model, positive, negative, other)
+@pytest.mark.parametrize("missing", ["model", "positive", "negative"])
+def test_what_did_not_come_through_apply_is_told_before_sampling(
+    missing: str, model: Any, inputs: dict[str, Any]
+) -> None:
+    names = ("model", "positive", "negative")
+    given = dict(zip(names, applied(model, inputs), strict=True))
+    plain = {"model": model, "positive": inputs["positive"][0], "negative": inputs["negative"]}
+    with Calls() as calls, pytest.raises(plugin("seesr_core.errors").SettingsError) as refusal:
+        nets.run(*{**given, missing: plain[missing]}.values(), inputs)
+    assert ("MODEL being sampled" if missing == "model" else f"the {missing} conditioning") in str(refusal.value)
+    assert f"Connect the {missing} output of the same SeeSR Apply" in str(refusal.value)
+    assert not calls.outputs
+
+
+def test_a_negative_that_is_left_out_may_be_any(model: Any, inputs: dict[str, Any]) -> None:
+    patched, positive, negative = applied(model, inputs)
+    expected = nets.run(patched, positive, negative, inputs, cfg=1.0)
+    assert torch.equal(nets.run(patched, positive, inputs["negative"], inputs, cfg=1.0), expected)
 
 
 def with_area(conditioning: Any, area: tuple[int, ...]) -> Any:
@@ -229,13 +241,6 @@ def test_areas_are_left_to_tiles_where_they_follow(model: Any) -> None:
     after = tiles.tile_model(patched, settings)
     results = [nets.run(one, prompt, negative, inputs, steps=1) for one in (after, before)]
     torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
-
-
-def test_prompts_with_areas_need_our_model(model: Any) -> None:
-    inputs = nets.nano_inputs(size=16)
-    _, positive, negative = applied(model, inputs, positive=with_area(inputs["positive"][0], (8, 16, 0, 0)))
-    with pytest.raises(plugin("seesr_core.errors").SettingsError, match="connect the model output of SeeSR Apply"):
-        nets.run(model, positive, negative, inputs)
 
 
 def test_two_photos_equal_two_runs(model: Any) -> None:

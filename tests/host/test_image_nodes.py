@@ -77,11 +77,34 @@ def test_one_photo_serves_many_results() -> None:
     assert torch.equal(both[1:], finished(decoded[1:], reference, lr))
 
 
-def test_alpha_and_values_beyond_the_range() -> None:
+@pytest.mark.parametrize("photo_count", [1, 2])
+def test_transparency_is_enlarged_beside_the_colours(photo_count: int) -> None:
+    """As the command line does it; the networks' picture has colours only."""
+    lr, alpha = photos(photo_count), photos(photo_count, seed=7)[..., :1]
+    reference = prepared(torch.cat([lr, alpha], dim=-1))
+    assert torch.equal(reference, prepared(lr))
+    decoded = reference if photo_count == 2 else torch.cat([reference, 1 - reference])
+    found = finished(decoded, reference, torch.cat([lr, alpha], dim=-1))
+    assert torch.equal(found[..., :3], finished(decoded, reference, lr))
+    for picture, mask in zip(found, alpha.expand(2, -1, -1, -1), strict=True):
+        expected = Image.fromarray((mask[..., 0] * 255).round().byte().numpy()).resize((164, 120), Image.BICUBIC)
+        assert np.array_equal((picture[..., 3] * 255).round().byte().numpy(), np.asarray(expected))
+
+
+def test_another_scale_than_prepared_is_told_before_the_picture_is_asked_for(caplog: Any) -> None:
+    node, lr = plugin("nodes.image").SeeSRFinishImage, photos(1, 200, 200)
+    assert node.check_lazy_status(prepared(lr), lr, 4.0, image=None, color_fix="adain") == ["image"]
+    assert "reduces" not in caplog.text
+    with pytest.raises(plugin("seesr_core.errors").ImageError, match=r"too few .* Set the same scale"):
+        node.check_lazy_status(prepared(lr, 2.0), lr, 4.0, image=None, color_fix="adain")
+    node.check_lazy_status(prepared(lr, 4.0), lr, 2.0, image=None, color_fix="adain")
+    assert "reduces the result from 800×800 to 400×400" in caplog.text
+
+
+def test_values_beyond_the_range() -> None:
     lr = photos()
     reference = prepared(lr)
-    with_alpha = torch.cat([3 * lr - 1, torch.zeros_like(lr[..., :1])], dim=-1)
-    assert torch.equal(prepared(with_alpha), prepared((3 * lr - 1).clamp(0, 1)))
+    assert torch.equal(prepared(3 * lr - 1), prepared((3 * lr - 1).clamp(0, 1)))
     assert finished(3 * reference - 1, reference, lr, color_fix="none").max() <= 1
 
 

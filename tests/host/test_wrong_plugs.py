@@ -101,8 +101,8 @@ def refusal_of_model(node: str, family: str) -> Refusal:
     return Refusal(node, made_for, MODELS[family], r"load that with Load Checkpoint, or choose the SeeSR model")
 
 
-def check(running: Server, graph: Graph, refusal: Refusal, *, sampled: bool = False) -> None:
-    """Run the graph, which must be refused so, before sampling unless `sampled`."""
+def check(running: Server, graph: Graph, refusal: Refusal) -> None:
+    """Run the graph, which must be refused so, before sampling."""
     run = running.run(graph)
     assert run.status == "error"
     assert run.node == refusal.node, run.error
@@ -112,7 +112,7 @@ def check(running: Server, graph: Graph, refusal: Refusal, *, sampled: bool = Fa
     assert "\n" not in sentence
     assert sentence.endswith((".", "!"))
     assert not re.search(r"\btensor", sentence, re.IGNORECASE)
-    assert bool(running.events(run.prompt_id, "progress")) is sampled
+    assert not running.events(run.prompt_id, "progress")
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -162,9 +162,24 @@ def no_step_left(graph: Graph) -> Refusal:
     return Refusal(only(graph, "SeeSRScheduler"), r"10", r"no timestep", r"more steps|higher|raise|increase")
 
 
-def prepared_of_another_result(graph: Graph) -> Refusal:
+def prepared_at_another_scale(graph: Graph) -> Refusal:
     inputs(graph, "SeeSRFinishImage")["prepared"] = another_prepared(graph, 3.0)
-    return Refusal(only(graph, "SeeSRFinishImage"), r"the same size", r"192×128.*144×96", r"Connect the output of")
+    return Refusal(only(graph, "SeeSRFinishImage"), r"48×32 × 4", r"144×96 pixels, too few", r"Set the same scale")
+
+
+def prompt_past_apply(graph: Graph) -> Refusal:
+    encoded = inputs(graph, "SeeSRApply")["positive"]
+    inputs(graph, "SeeSRTiledSampler")["positive"] = encoded
+    sampler = only(graph, "SeeSRTiledSampler")
+    return Refusal(
+        sampler, r"MODEL comes from SeeSR Apply", r"positive conditioning .* does not", r"Connect the positive"
+    )
+
+
+def model_past_apply(graph: Graph) -> Refusal:
+    inputs(graph, "SeeSRTiledSampler")["model"] = inputs(graph, "SeeSRApply")["model"]
+    sampler = only(graph, "SeeSRTiledSampler")
+    return Refusal(sampler, r"conditioning comes from SeeSR Apply", r"MODEL .* does not", r"Connect the model output")
 
 
 def overlap_as_large_as_the_tile(graph: Graph) -> Refusal:
@@ -181,17 +196,15 @@ PLUGS: list[Plug] = [
     sigmas_above_the_start,
     no_step_left,
     overlap_as_large_as_the_tile,
+    prepared_at_another_scale,
+    prompt_past_apply,
+    model_past_apply,
 ]
 
 
 @pytest.mark.parametrize("plug", PLUGS, ids=lambda plug: plug.__name__)
 def test_wrong_plug(plug: Plug, running: Server, graph: Graph) -> None:
     check(running, graph, plug(graph))
-
-
-def test_prepared_picture_of_another_result(running: Server, graph: Graph) -> None:
-    """The host finishes what does not depend on it first, so that this one can only be told at the end."""
-    check(running, graph, prepared_of_another_result(graph), sampled=True)
 
 
 def test_empty_tags_are_told_on_the_node(running: Server, graph: Graph) -> None:
