@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.clip_model
+import comfy.latent_formats
 import comfy.model_base
 import comfy.sd1_clip
 import comfy.supported_models
@@ -43,8 +44,27 @@ def register() -> None:
         models.append(SeeSRNano)
 
 
+class NanoLatent(comfy.latent_formats.SD15):
+    """Latents of the small model's own autoencoder; what the host's live previews make of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Least squares of photos, each latent cell's mean colour in -1 ... 1 against its four channels.
+        self.latent_rgb_factors = [
+            [0.1780, 0.1226, -0.0346],
+            [0.4521, 0.5071, 0.4737],
+            [0.0768, -0.1627, -0.3228],
+            [0.0622, -0.0412, -0.0412],
+        ]
+        self.latent_rgb_factors_bias = [-0.1531, -0.2195, -0.3354]
+        # Decodes Stable Diffusion's latents.
+        self.taesd_decoder_name = None
+
+
 class SeeSRNano(comfy.supported_models.SD20):
     """SD 2 with fewer channels and a text encoder of its own."""
+
+    latent_format = NanoLatent
 
     unet_config = {  # noqa: RUF012 - the host's own form
         "in_channels": 4,
