@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,8 @@ class SeeSRApply(io.ComfyNode):
             node_id="SeeSRApply",
             display_name="SeeSR Apply",
             description="Puts SeeSR into a Stable Diffusion 2 model: its ControlNet on both prompts, its attention to "
-            "the soft prompt (RCA) in the U-Net. Prompts of several photos become one batch.",
+            "the soft prompt (RCA) in the U-Net. Prompts of a batch of photos become one batch; a list of photos, of "
+            "any sizes, gives a list.",
             search_aliases=["seesr apply", "apply controlnet", "super resolution", "rca", "image attention"],
             is_input_list=True,
             inputs=[
@@ -50,29 +52,30 @@ class SeeSRApply(io.ComfyNode):
                 _amount("end_percent", 1.0, 1.0, "Share of the sampling after which both end.", folded=True),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with RCA."),
-                io.Conditioning.Output(display_name="positive", tooltip="The prompts with the ControlNet."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the ControlNet."),
+                io.Model.Output(display_name="model", is_output_list=True, tooltip="The model with RCA."),
+                io.Conditioning.Output(
+                    display_name="positive", is_output_list=True, tooltip="The prompts with the ControlNet."
+                ),
+                io.Conditioning.Output(
+                    display_name="negative", is_output_list=True, tooltip="The negative prompt with the ControlNet."
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Every input arrives as a list: of one, or of one entry per photo where a node before gave a list."""
-        photos = {"positive", "negative", "soft_prompt", "image"}
-        single = {name: values[0] for name, values in inputs.items() if name not in photos}
-        several = {name: inputs[name] for name in photos}
-        return io.NodeOutput(
-            *apply_seesr(
-                single.pop("model"),
-                several["positive"],
-                several["negative"],
-                single.pop("seesr_model"),
-                _join(several["soft_prompt"], "soft prompts"),
-                _join([image[..., :3] for image in several["image"]], "images"),
-                **single,
-            )
-        )
+        images = [image[..., :3] for image in inputs.pop("image")]
+        counts = [len(image) for image in images]
+        prompts = {name: _share(inputs.pop(name), counts, name) for name in ("positive", "negative")}
+        soft_prompts = _share_soft(inputs.pop("soft_prompt"), counts)
+        runs = []
+        for i, image in enumerate(images):
+            # As the host does it: a list that is too short goes on with its last entry.
+            single = {name: values[min(i, len(values) - 1)] for name, values in inputs.items()}
+            given = (prompts["positive"][i], prompts["negative"][i], single.pop("seesr_model"), soft_prompts[i], image)
+            runs.append(apply_seesr(single.pop("model"), *given, **single))
+        return io.NodeOutput(*map(list, zip(*runs, strict=True)))
 
 
 def apply_seesr(
@@ -142,12 +145,34 @@ def _amount(name: str, default: float, most: float, tooltip: str, *, folded: boo
     return entry
 
 
-def _join(tensors: list[Tensor], name: str) -> Tensor:
-    """One batch of a list; a list comes from a node that gives one output per photo."""
+def _share(values: list[Any], counts: list[int], name: str) -> list[list[Any]]:
+    """What of a list belongs to each IMAGE of `counts` photos: all of one, one entry, or one entry per photo."""
+    if len(counts) == 1 or len(values) == 1:
+        return [values] * len(counts)
+    if len(values) == len(counts):
+        return [[value] for value in values]
+    if len(values) == sum(counts):
+        entries = iter(values)
+        return [list(islice(entries, count)) for count in counts]
+    raise SettingsError(
+        f"SeeSR Apply got {len(values)} entries of {name} for a list of {len(counts)} prepared images; expected one "
+        "for all, or one each. Make them from the same list of photos."
+    )
+
+
+def _share_soft(tensors: list[Tensor], counts: list[int]) -> list[Tensor]:
+    """The soft prompts (B, L, D) of each IMAGE."""
+    if len(tensors) == 1 and len(counts) > 1 and len(tensors[0]) == sum(counts):
+        return list(tensors[0].split(counts))
+    return [_join(own) for own in _share(tensors, counts, "soft_prompt")]
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    """One batch of soft prompts; several come from a node that gives one output per photo."""
     sizes = {tuple(tensor.shape[1:]) for tensor in tensors}
     if len(sizes) > 1:
         raise SettingsError(
-            f"Expected {name} of one size to make one batch, found {sorted(sizes)}; run photos of different sizes one "
-            "at a time."
+            f"Expected soft prompts of one size for a batch of photos, found {sorted(sizes)}; make them all with one "
+            "DAPE."
         )
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,7 +1,7 @@
-"""A node for tests only, copied into a host's `custom_nodes`: MODELs that SeeSR does not fit.
+"""Nodes for tests only, copied into a host's `custom_nodes`: MODELs that SeeSR does not fit, and a list of photos.
 
-They are the host's own, of the published sizes and as the host detects them, on the device "meta": no weights and no
-memory.
+The models are the host's own, of the published sizes and as the host detects them, on the device "meta": no weights and
+no memory.
 """
 
 from __future__ import annotations
@@ -64,4 +64,19 @@ class OtherModel:
         return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
 
 
-NODE_CLASS_MAPPINGS = {"TestOtherModel": OtherModel}
+class PhotoList:
+    """Two IMAGEs as a list, whatever their sizes."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_IS_LIST = ("IMAGE",), "make", "tests", (True,)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        """As the host asks for it."""
+        return {"required": {"first": ("IMAGE",), "second": ("IMAGE",)}}
+
+    def make(self, first: Any, second: Any) -> tuple[list[Any]]:
+        """The list."""
+        return ([first, second],)
+
+
+NODE_CLASS_MAPPINGS = {"TestOtherModel": OtherModel, "TestPhotoList": PhotoList}

@@ -28,7 +28,7 @@ def applied(
 ) -> tuple[Any, Any, Any]:
     """SeeSR Apply's outputs at its own strengths; the host gives it every input as a list."""
     strengths = {"strength": [1.0], "rca_strength": [1.0], "start_percent": [0.0], "end_percent": [1.0]}
-    outputs: tuple[Any, Any, Any] = (
+    model_list, positives, negatives = (
         plugin("nodes.apply")
         .SeeSRApply.execute(
             model=[model],
@@ -41,4 +41,4 @@ def applied(
         )
         .result
     )
-    return outputs
+    return model_list[0], positives[0], negatives[0]

@@ -37,6 +37,13 @@ def arguments(model: Any, batch: int = 1, **changes: Any) -> dict[str, list[Any]
 
 def execute(model: Any, batch: int = 1, **changes: Any) -> tuple[Any, Any, Any]:
     """The node's three outputs."""
+    model_list, positive, negative = execute_list(model, batch, **changes)
+    assert len(model_list) == len(positive) == len(negative) == 1
+    return model_list[0], positive[0], negative[0]
+
+
+def execute_list(model: Any, batch: int = 1, **changes: Any) -> Any:
+    """What the node gives: lists."""
     return plugin("nodes.apply").SeeSRApply.execute(**arguments(model, batch, **changes)).args
 
 
@@ -45,7 +52,7 @@ def test_schema_is_what_saved_graphs_depend_on() -> None:
     assert schema.is_input_list
     assert [entry.id for entry in schema.inputs] == list(arguments(None))
     assert [output.display_name for output in schema.outputs] == ["model", "positive", "negative"]
-    assert not any(output.is_output_list for output in schema.outputs)
+    assert all(output.is_output_list for output in schema.outputs)
     assert all(entry.tooltip for entry in schema.inputs)
     defaults = {entry.id: entry.default for entry in schema.inputs if hasattr(entry, "default")}
     assert defaults == {"strength": 1.0, "rca_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
@@ -71,19 +78,28 @@ def test_the_inputs_are_left_as_they_were(model: Any) -> None:
     assert torch.equal(nets.run(model, positive, negative, inputs), before)
 
 
-def test_a_list_of_photos_is_one_batch(model: Any) -> None:
-    inputs = nets.nano_inputs(batch=2, size=8)
-    whole = execute(model, 2)
-    in_pieces = execute(
+@pytest.mark.parametrize("soft", ["list", "batch"])
+def test_a_list_of_photos_is_a_list_of_runs(soft: str, model: Any) -> None:
+    """Batches of two photos, one photo of another size: each with its own prompts, as if alone."""
+    two, one = nets.nano_inputs(batch=2, size=8), nets.nano_inputs(size=12, seed=4)
+    soft_prompts = [two["soft_prompt"], one["soft_prompt"]]
+    runs = execute_list(
         model,
-        2,
-        soft_prompt=list(inputs["soft_prompt"].split(1)),
-        image=list(inputs["image"].split(1)),
-        negative=[inputs["negative"]] * 2,
+        positive=[*two["positive"], *one["positive"]],
+        soft_prompt=soft_prompts if soft == "list" else [torch.cat(soft_prompts)],
+        image=[two["image"], one["image"]],
+        strength=[1.0, 0.5],
     )
-    assert whole[1][0][0].shape[0] == 2
-    assert len(whole[1]) == 1
-    assert torch.equal(nets.run(*in_pieces, inputs), nets.run(*whole, inputs))
+    for i, (inputs, strength) in enumerate(((two, 1.0), (one, 0.5))):
+        given = {name: [inputs[name]] for name in ("soft_prompt", "image")}
+        alone = execute(model, positive=inputs["positive"], strength=[strength], **given)
+        assert torch.equal(nets.run(*(outputs[i] for outputs in runs), inputs), nets.run(*alone, inputs))
+
+
+def test_a_list_without_its_prompts_is_refused(model: Any) -> None:
+    images = [nets.nano_inputs(size=size)["image"] for size in (8, 8, 12)]
+    with pytest.raises(plugin("seesr_core.errors").SettingsError, match="2 entries of positive for a list of 3 prep"):
+        execute_list(model, image=images, positive=nets.nano_inputs(batch=2)["positive"])
 
 
 def test_two_photos_equal_two_runs(model: Any) -> None:
@@ -185,10 +201,10 @@ WRONG_INPUTS = {
         "64 × 60 pixels; expected sides that are mul",
     ),
     "NaN image": (1, lambda: {"image": nan_in("image")}, "prepared image holds values that are no numbers"),
-    "photos of two sizes": (
+    "soft prompts of two taggers": (
         2,
-        lambda: {"image": [torch.rand(1, 64, 64, 3), torch.rand(1, 64, 72, 3)]},
-        "images of one size to make one batch",
+        lambda: {"soft_prompt": [nets.nano_inputs()["soft_prompt"], nets.nano_inputs()["soft_prompt"][:, 1:]]},
+        "soft prompts of one size for a batch",
     ),
     "prompts": (2, lambda: {"positive": [nets.nano_inputs()["negative"]] * 3}, "3 positive prompts for 2 prepared"),
     "negatives": (1, lambda: {"negative": [nets.nano_inputs()["negative"]] * 2}, "2 negative prompts for 1 prepared"),

@@ -28,6 +28,7 @@ NODES = (
     "SeeSRFinishImage",
     "SeeSRUpscale",
 )
+LARGER = "seesr_larger.png"
 MIRRORED = "seesr_test_mirrored.png"
 
 
@@ -180,15 +181,38 @@ def test_a_batch_equals_single_runs(sampler: str, server: Server, object_info: d
         assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
 
-def _both_photos(graph: dict[str, Any]) -> dict[str, Any]:
-    """The graph with a batch of the photo and the mirrored photo in place of its one photo."""
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_list_of_photos_of_different_sizes_runs(number: int, anywhere: tuple[Server, dict[str, Any]]) -> None:
+    """Through one node and through the full graph, each photo as if alone."""
+    server, object_info = anywhere
+    server.put("input", LARGER, nano.photo_bytes((56, 40)))
+    singles = []
+    for name in (nano.PHOTO, LARGER):
+        single = nano.small(graphs.to_api(nano.workflow(number), object_info))
+        nano.nodes_of(single, "LoadImage")[0]["image"] = name
+        singles.append(picture(server, server.run(single)))
+    both = nano.small(graphs.to_api(nano.workflow(number), object_info))
+    found = pictures(server, server.run(_both_photos(both, LARGER, "TestPhotoList", ("first", "second"))))
+    assert [a.shape for a in found] == [a.shape for a in singles]
+    assert found[0].shape != found[1].shape
+    for a, b in zip(found, singles, strict=True):
+        assert np.array_equal(a, b)
+
+
+def _both_photos(
+    graph: dict[str, Any],
+    second: str = MIRRORED,
+    node: str = "ImageBatch",
+    names: tuple[str, str] = ("image1", "image2"),
+) -> dict[str, Any]:
+    """The graph with the photo and a second one, joined by a node, in place of its one photo."""
     photo = only(graph, "LoadImage")
-    for node in graph.values():
-        for name, value in node["inputs"].items():
+    for other in graph.values():
+        for name, value in other["inputs"].items():
             if value == [photo, 0]:
-                node["inputs"][name] = ["batch", 0]
-    graph["mirrored"] = {"class_type": "LoadImage", "inputs": {"image": MIRRORED}}
-    graph["batch"] = {"class_type": "ImageBatch", "inputs": {"image1": [photo, 0], "image2": ["mirrored", 0]}}
+                other["inputs"][name] = ["both", 0]
+    graph["second"] = {"class_type": "LoadImage", "inputs": {"image": second}}
+    graph["both"] = {"class_type": node, "inputs": {names[0]: [photo, 0], names[1]: ["second", 0]}}
     return graph
 
 
