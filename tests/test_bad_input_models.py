@@ -264,6 +264,15 @@ def test_a_device_that_is_not_here(name: str) -> None:
         choose_device(name)
 
 
+@pytest.mark.parametrize("kind", ["mps", "xpu", None])
+def test_auto_takes_any_accelerator(kind: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch tells of it; a build for one that is not there is a CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: kind is not None)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device(kind or "cuda"))
+    assert choose_device() == torch.device(kind or "cpu")
+
+
 def test_precisions_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     with pytest.raises(SettingsError, match="does not compute in fp16: choose bf16 or fp32"):

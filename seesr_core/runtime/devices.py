@@ -12,13 +12,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = AUTO) -> torch.device:
-    """The device called `name` ("cpu", "cuda", "cuda:1", "mps"); "auto" takes a CUDA device if there is one.
+    """The device called `name` ("cpu", "cuda", "cuda:1", "mps", "xpu"); "auto" takes an accelerator if there is one.
 
     Raises:
         SettingsError: no such device here.
     """
     if name == AUTO:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _accelerator() or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -29,9 +29,20 @@ def choose_device(name: str = AUTO) -> torch.device:
     return device
 
 
+def _accelerator() -> torch.device | None:
+    """What this machine computes fastest on: CUDA, Apple's MPS, Intel's XPU or another one that torch knows."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    accelerator = getattr(torch, "accelerator", None)  # from torch 2.6 on
+    if accelerator is not None:
+        return accelerator.current_accelerator() if accelerator.is_available() else None
+    return torch.device("mps") if torch.backends.mps.is_available() else None
+
+
 def _devices() -> list[str]:
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return [AUTO, "cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+    other = _accelerator()
+    return [AUTO, "cpu", *cuda, *([other.type] if other is not None and not cuda else [])]
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -210,7 +210,10 @@ def _context(vae: nn.Module, net: _Net, x: Tensor, unit_in: int) -> int:
 
 @dataclass(slots=True)
 class _Moments:
-    """Running mean and mean square of each group of a group norm, (B, groups, 1), in float64."""
+    """Running mean and mean square of each group of a group norm, (B, groups, 1).
+
+    In float64, and therefore on the CPU: not every device has it (Apple's MPS).
+    """
 
     count: int = 0
     total: Tensor | float = 0.0
@@ -218,7 +221,7 @@ class _Moments:
 
     def add(self, groups_BGN: Tensor) -> None:
         size = groups_BGN.shape[-1]
-        variance, mean = (m.double() for m in torch.var_mean(groups_BGN, dim=-1, keepdim=True, correction=0))
+        variance, mean = (m.cpu().double() for m in torch.var_mean(groups_BGN, dim=-1, keepdim=True, correction=0))
         self.count += size
         self.total = self.total + size * mean
         self.total_square = self.total_square + size * (variance + mean**2)
@@ -254,7 +257,8 @@ def _groups(norm: nn.Module, x: Tensor) -> Tensor:
 def _normalise(norm: nn.Module, x: Tensor, moments: _Moments) -> Tensor:
     assert isinstance(norm, nn.GroupNorm)
     mean, variance = moments.mean_and_variance()
-    normal = (_groups(norm, x) - mean.float()) * (variance + norm.eps).rsqrt().float()
+    mean, scale = (value.float().to(x.device) for value in (mean, (variance + norm.eps).rsqrt()))
+    normal = (_groups(norm, x) - mean) * scale
     per_channel = (1, -1, *([1] * (x.ndim - 2)))
     weight, bias = (parameter.to(x.device).float().view(per_channel) for parameter in (norm.weight, norm.bias))
     return normal.reshape(x.shape) * weight + bias
