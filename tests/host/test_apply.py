@@ -91,9 +91,10 @@ def test_a_list_of_photos_is_a_list_of_runs(soft: str, model: Any) -> None:
         strength=[1.0, 0.5],
     )
     for i, (inputs, strength) in enumerate(((two, 1.0), (one, 0.5))):
-        given = {name: [inputs[name]] for name in ("soft_prompt", "image")}
-        alone = execute(model, positive=inputs["positive"], strength=[strength], **given)
-        assert torch.equal(nets.run(*(outputs[i] for outputs in runs), inputs), nets.run(*alone, inputs))
+        own = {"positive": inputs["positive"], "soft_prompt": [inputs["soft_prompt"]], "image": [inputs["image"]]}
+        alone = execute(model, 1, **own, strength=[strength])
+        patched, positive, negative = (outputs[i] for outputs in runs)
+        assert torch.equal(nets.run(patched, positive, negative, inputs), nets.run(*alone, inputs))
 
 
 def test_a_list_without_its_prompts_is_refused(model: Any) -> None:

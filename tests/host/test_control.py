@@ -199,10 +199,13 @@ def test_what_did_not_come_through_apply_is_told_before_sampling(
     missing: str, model: Any, inputs: dict[str, Any]
 ) -> None:
     names = ("model", "positive", "negative")
-    given = dict(zip(names, applied(model, inputs), strict=True))
-    plain = {"model": model, "positive": inputs["positive"][0], "negative": inputs["negative"]}
+    plain = (model, inputs["positive"][0], inputs["negative"])
+    given, positive, negative = (
+        without if name == missing else with_it
+        for name, with_it, without in zip(names, applied(model, inputs), plain, strict=True)
+    )
     with Calls() as calls, pytest.raises(plugin("seesr_core.errors").SettingsError) as refusal:
-        nets.run(*{**given, missing: plain[missing]}.values(), inputs)
+        nets.run(given, positive, negative, inputs)
     assert ("MODEL being sampled" if missing == "model" else f"the {missing} conditioning") in str(refusal.value)
     assert f"Connect the {missing} output of the same SeeSR Apply" in str(refusal.value)
     assert not calls.outputs

@@ -87,7 +87,9 @@ def test_transparency_is_enlarged_beside_the_colours(photo_count: int) -> None:
     found = finished(decoded, reference, torch.cat([lr, alpha], dim=-1))
     assert torch.equal(found[..., :3], finished(decoded, reference, lr))
     for picture, mask in zip(found, alpha.expand(2, -1, -1, -1), strict=True):
-        expected = Image.fromarray((mask[..., 0] * 255).round().byte().numpy()).resize((164, 120), Image.BICUBIC)
+        expected = Image.fromarray((mask[..., 0] * 255).round().byte().numpy()).resize(
+            (164, 120), Image.Resampling.BICUBIC
+        )
         assert np.array_equal((picture[..., 3] * 255).round().byte().numpy(), np.asarray(expected))
 
 
