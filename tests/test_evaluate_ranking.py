@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.evaluate.semantics.ranking import (
-    Estimate,
-    average_precision,
-    map_over_photos,
-    map_over_tags,
-    mean_estimate,
-    resamples,
-)
+from trainer.evaluate.report.intervals import Estimate, mean_estimate, resamples
+from trainer.evaluate.semantics.ranking import average_precision, map_over_photos, map_over_tags
 
 
 @pytest.mark.parametrize(
@@ -70,3 +64,14 @@ def test_interval_is_centred_on_the_value_even_if_resampling_is_biased() -> None
     resampled = torch.linspace(4.0, 6.0, 1001, dtype=torch.float64)
     assert Estimate.of(torch.tensor(3.0), resampled) == pytest.approx((3.0, 2.05, 3.95))
     assert Estimate(0.1234, -0.1, 0.3).text(2, signed=True) == "+0.12 [-0.10, +0.30]"
+
+
+def test_interval_stays_within_what_the_figure_can_be() -> None:
+    resampled = torch.linspace(90.0, 99.0, 1001, dtype=torch.float64)
+    assert Estimate.of(torch.tensor(99.0), resampled).high > 103
+    estimate = Estimate.of(torch.tensor(99.0), resampled, least=0.0, most=100.0)
+    assert (estimate.value, estimate.high) == (99.0, 100.0)
+    assert estimate.low == pytest.approx(99 - 4.275)
+    values = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    shares = mean_estimate(values, resamples(4, 200, torch.Generator().manual_seed(0)))
+    assert 0.0 <= shares.low < 0.75 < shares.high <= 1.0

@@ -324,6 +324,7 @@ def test_unknown_outcomes_are_no_figures(work: Path) -> None:
     ("flags", "message"),
     [
         (["--metrics", "psnr"], "Unknown metrics psnr"),
+        (["--metrics", "psnr_y", "ssim_y"], "psnr_y, ssim_y compare with originals: give their folder by --hr."),
         (["--worst-by", "fid"], "--worst-by fid is not among"),
         (["--batch", "0"], "at least 1"),
         (["--device", "quantum"], "no device 'quantum'"),

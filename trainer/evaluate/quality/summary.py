@@ -13,8 +13,8 @@ import torch
 from seesr_core.runtime.files import atomic_write
 
 from ...data.order import Stream, seeded
+from ..report.intervals import Estimate, mean_estimate, resamples
 from ..report.tables import ABSENT, Column, markdown
-from ..semantics.ranking import Estimate, mean_estimate, resamples
 from .builds import Builds
 from .compute import BICUBIC, SR, Rows
 from .measure import means

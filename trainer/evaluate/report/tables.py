@@ -39,6 +39,7 @@ QUALITY = (
     Column(key="psnr_y", title="PSNR-Y ↑"),
     Column(key="ssim_y", title="SSIM-Y ↑", digits=4),
     Column(key="niqe", title="NIQE ↓"),
+    Column(key="efficientnet_lite0", title="EfficientNet-Lite0 ↓", digits=4),
 )
 
 

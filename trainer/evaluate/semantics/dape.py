@@ -34,9 +34,10 @@ from ...data.photos import Photo, load_rgb, read_photos
 from ...degradation import DegradationConfig
 from ...nano.tagger import predict, split, targets
 from ...stage1.task import read_teacher
+from ..report.intervals import Estimate, resamples
 from ..report.tables import Column, markdown, show, write_json
 from ..testsets.make import degraded
-from .ranking import Estimate, map_over_photos, map_over_tags, resamples
+from .ranking import map_over_photos, map_over_tags
 
 
 @dataclass(kw_only=True, slots=True)
@@ -194,7 +195,8 @@ def precision_rows(
             values["difference"] = values[second] - values[first]
             spread["difference"] = spread[second] - spread[first]
         for name, row in rows.items():
-            row[key] = Estimate.of(values[name], spread[name])._asdict()
+            least = -100.0 if name == "difference" else 0.0
+            row[key] = Estimate.of(values[name], spread[name], least=least, most=100.0)._asdict()
     return rows
 
 

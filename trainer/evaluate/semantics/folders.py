@@ -27,11 +27,11 @@ from ..quality.folders import Folders
 from ..quality.folders import Options as Pictures
 from ..quality.paper import SemanticDataset
 from ..quality.protocols import ProtocolName
+from ..report.intervals import resamples
 from ..report.tables import Column, markdown, show, write_json
 from .dape import precision_rows, run_tagger, section, tagger_input
 from .detection import detection
 from .overview import TITLES, overview, paper_rows
-from .ranking import resamples
 from .segmentation import segmentation
 
 _COLUMNS = (

@@ -1,11 +1,9 @@
-"""How well scores rank: average precision, and bootstrap intervals by weighting.
+"""How well scores rank: average precision, of entries that may be weighted for a bootstrap.
 
 Shape letters: N photos, T tags, R resamples.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,43 +42,3 @@ def map_over_photos(scores_NT: Tensor, positive_NT: Tensor, weights_RN: Tensor |
     weights = torch.ones(1, len(each_N)) if weights_RN is None else weights_RN
     weights = weights.double() * ~each_N.isnan()
     return (weights * each_N.nan_to_num()).sum(1) / weights.sum(1)
-
-
-def resamples(count: int, times: int, generator: torch.Generator) -> Tensor:
-    """How often each of `count` photos comes in each of `times` bootstrap resamples, float32 (times, count)."""
-    drawn = torch.randint(count, (times, count), generator=generator)
-    return torch.zeros(times, count).scatter_add_(1, drawn, torch.ones(times, count))
-
-
-class Estimate(NamedTuple):
-    """A figure with its 95 % bootstrap interval."""
-
-    value: float
-    """The figure on all photos."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the interval."""
-
-    @classmethod
-    def of(cls, value: Tensor, resampled_R: Tensor) -> Estimate:
-        """Interval from the figure on all photos and on the resamples (NaN resamples are passed over).
-
-        The interval is that of the resamples' deviations from their own mean: a photo drawn twice raises the average
-        precision of a rare tag, so the resamples as a whole lie too high.
-        """
-        deviations = resampled_R - resampled_R.nanmean()
-        low, high = torch.nanquantile(deviations, torch.tensor([0.025, 0.975], dtype=deviations.dtype)).tolist()
-        return cls(float(value), float(value) + low, float(value) + high)
-
-    def text(self, digits: int = 3, *, signed: bool = False) -> str:
-        """The figure as tables show it: value [low, high]."""
-        sign = "+" if signed else ""
-        return f"{self.value:{sign}.{digits}f} [{self.low:{sign}.{digits}f}, {self.high:{sign}.{digits}f}]"
-
-
-def mean_estimate(values_N: Tensor, weights_RN: Tensor) -> Estimate:
-    """The mean of `values` (N,), such as paired differences."""
-    values = values_N.double()
-    weights = weights_RN.double()
-    return Estimate.of(values.mean(), weights @ values / weights.sum(1))

@@ -23,9 +23,9 @@ from ...data.order import Stream, seeded
 from ...stage1.task import read_teacher
 from ..pictures import as_picture, spread
 from ..quality.measure import SETTINGS, Figures, Measure, means, read_niqe_model
+from ..report.intervals import Estimate, mean_estimate, resamples
 from ..report.sheet import write_sheet
 from ..report.tables import QUALITY, Column, markdown, show, write_json
-from ..semantics.ranking import Estimate, mean_estimate, resamples
 from .denoising import TIMESTEPS
 from .rows import FILTERS, FULL, PLAIN_TAGGER, ROWS
 from .study import Study, read_pairs

@@ -51,6 +51,8 @@ class Options:
     """What the model is called in the summary; by default as --model says."""
     niqe_params: Path | None = None
     """NIQE's pristine model, for the project's own NIQE."""
+    efficientnet: Path | None = None
+    """Weights of EfficientNet-Lite0; see `python -m trainer.evaluate folders --help`."""
     metrics: tuple[str, ...] = ()
     """Only these; see `python -m trainer.evaluate --help`."""
     backend: Backend = "auto"
@@ -167,6 +169,7 @@ def _measure(photo_set: PhotoSet, options: Options, key: str) -> dict[str, Any]:
             html=folder / "report.html",
             html_pictures=options.html_pictures,
             niqe_params=options.niqe_params,
+            efficientnet=options.efficientnet,
             metrics=options.metrics,
             backend=options.backend,
             paper=dataset,
