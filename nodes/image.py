@@ -28,8 +28,8 @@ from .host.report import warn_on_node
 from .schema import (
     ADVANCED,
     channels_first,
-    is_finite,
     make_schema,
+    require_finite,
     unit_range,
     view_channels_first,
 )
@@ -213,11 +213,8 @@ def to_levels(image_BHWC: Tensor, name: str) -> Tensor:
     if image_BHWC.dtype == torch.uint8:
         return view_channels_first(image_BHWC)
     image_B3HW = channels_first(image_BHWC)
-    if not is_finite(image_B3HW):
-        raise ImageError(
-            f"{name[0].upper()}{name[1:]} holds values that are no numbers (NaN or infinite); expected levels from 0 "
-            "to 1. Look for the node that made them: a VAE or U-Net in half precision is the usual cause."
-        )
+    advice = "expected levels from 0 to 1. Look for the node that made them: half precision is the usual cause"
+    require_finite(image_B3HW, f"{name[0].upper()}{name[1:]}", advice, ImageError)
     return to_u8(image_B3HW)
 
 

@@ -22,6 +22,17 @@ def start_timestep_input(tooltip: str) -> io.Int.Input:
     return io.Int.Input("start_timestep", default=LAST_TIMESTEP, min=0, max=LAST_TIMESTEP, tooltip=tooltip)
 
 
+def steps_input() -> io.Int.Input:
+    """Steps of the whole schedule."""
+    return io.Int.Input(
+        "steps",
+        default=50,
+        min=1,
+        max=TRAIN_TIMESTEPS,
+        tooltip="Steps of the full schedule; only those at or below start_timestep are run.",
+    )
+
+
 def seed_input() -> io.Int.Input:
     """What the noise of a batch derives from."""
     return io.Int.Input(
@@ -90,13 +101,7 @@ class SeeSRScheduler(io.ComfyNode):
             search_aliases=["seesr scheduler", "sigmas", "ddpm timesteps", "leading", "trailing", "turbo scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample; its noise schedule is needed."),
-                io.Int.Input(
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=TRAIN_TIMESTEPS,
-                    tooltip="Steps of the full schedule; only those at or below start_timestep are run.",
-                ),
+                steps_input(),
                 io.Combo.Input(
                     "spacing",
                     options=list(SPACINGS),

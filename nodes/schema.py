@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..seesr_core.errors import ImageError
+from ..seesr_core.errors import ImageError, SeeSRError, SettingsError
 
 CATEGORY = "SeeSR"
 
@@ -70,3 +70,13 @@ def unit_range(picture: Tensor) -> Tensor:
 def is_finite(picture: Tensor) -> bool:
     """Whether no value is NaN or infinite; unlike `isfinite` on the whole of it, this takes no further memory."""
     return picture.dtype == torch.uint8 or all(bool(torch.isfinite(value)) for value in picture.aminmax())
+
+
+def require_finite(values: Tensor, name: str, advice: str, error: type[SeeSRError] = SettingsError) -> None:
+    """Refuse `values`, which the sentence calls `name`, if one of them is NaN or infinite; `advice` ends the sentence.
+
+    Raises:
+        SeeSRError: of the kind `error`.
+    """
+    if not is_finite(values):
+        raise error(f"{name} holds values that are no numbers (NaN or infinite); {advice}.")

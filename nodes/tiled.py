@@ -7,34 +7,43 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..seesr_core.tiling.grid import WINDOWS, Window
+from ..seesr_core.settings import UpscaleSettings
+from ..seesr_core.tiling.grid import PIXELS_PER_CELL, WINDOWS, Window
 from .host.sampler import sample
 from .host.tiling.tiles import TileSettings, tile_model
 from .schema import make_schema
 
 MIN_TILE, MAX_TILE = 64, 65536
+_PUBLISHED = UpscaleSettings()
+
+
+def cfg_input(tooltip: str) -> io.Float.Input:
+    """How strongly the prompt guides."""
+    return io.Float.Input("cfg", default=_PUBLISHED.cfg, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
+
+
+def tile_size_input(tooltip: str) -> io.Int.Input:
+    """Side of a tile."""
+    return _pixels_input("tile_size", _PUBLISHED.tile, MIN_TILE, MAX_TILE, tooltip)
+
+
+def overlap_input(tooltip: str) -> io.Int.Input:
+    """What neighbouring tiles share."""
+    return _pixels_input("overlap", _PUBLISHED.overlap, 0, MAX_TILE - PIXELS_PER_CELL, tooltip)
+
+
+def _pixels_input(name: str, default: int, least: int, most: int, tooltip: str) -> io.Int.Input:
+    return io.Int.Input(name, default=default, min=least, max=most, step=PIXELS_PER_CELL, tooltip=tooltip)
 
 
 def tile_inputs() -> list[Any]:
     """Size, overlap and number at once of the tiles."""
     return [
-        io.Int.Input(
-            "tile_size",
-            default=768,
-            min=MIN_TILE,
-            max=MAX_TILE,
-            step=8,
-            tooltip="Side of a tile in pixels of the result, a multiple of 8. A picture no larger than one tile is "
-            "sampled whole.",
+        tile_size_input(
+            "Side of a tile in pixels of the result, a multiple of 8. A picture no larger than one tile is sampled "
+            "whole."
         ),
-        io.Int.Input(
-            "overlap",
-            default=32,
-            min=0,
-            max=MAX_TILE - 8,
-            step=8,
-            tooltip="Pixels that neighbouring tiles share at least, a multiple of 8, less than the tile.",
-        ),
+        overlap_input("Pixels that neighbouring tiles share at least, a multiple of 8, less than the tile."),
         io.Int.Input(
             "tile_batch",
             default=0,
@@ -78,14 +87,8 @@ class SeeSRTiledSampler(io.ComfyNode):
                 io.Sampler.Input("sampler", tooltip="Any sampler; KSamplerSelect with ddpm is the published one."),
                 io.Sigmas.Input("sigmas", tooltip="The noise levels, from SeeSR Scheduler or another one."),
                 io.Latent.Input("latent_image", tooltip="From SeeSR Latent Init. A noise mask is respected."),
-                io.Float.Input(
-                    "cfg",
-                    default=5.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How strongly the prompt guides. At 1 the negative prompt is left out, which halves a "
-                    "step's cost.",
+                cfg_input(
+                    "How strongly the prompt guides. At 1 the negative prompt is left out, which halves a step's cost."
                 ),
                 *tile_inputs(),
                 window_input(),

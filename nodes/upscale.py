@@ -17,9 +17,10 @@ from .host.sampler import sample
 from .host.tiling.tiles import TileSettings, tile_model
 from .host.vae import decode_latent
 from .image import color_fix_input, finish_images, prepare_levels, scale_input
-from .latent import latent_init, schedule_sigmas, seed_input, start_timestep_input
+from .latent import latent_init, schedule_sigmas, seed_input, start_timestep_input, steps_input
 from .prompts import added_prompt_input, compose_text, extract_tags
 from .schema import DAPEType, ModelType, make_schema
+from .tiled import cfg_input, overlap_input, tile_size_input
 
 if TYPE_CHECKING:
     from .host.dape import HostDAPE
@@ -137,21 +138,8 @@ def _connections() -> list[Any]:
 
 def _sampling() -> list[Any]:
     return [
-        io.Int.Input(
-            "steps",
-            default=_PUBLISHED.steps,
-            min=1,
-            max=1000,
-            tooltip="Steps of the full schedule; only those at or below start_timestep are run.",
-        ),
-        io.Float.Input(
-            "cfg",
-            default=_PUBLISHED.cfg,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="How strongly the prompt guides. At 1 the negative prompt is left out and a step costs half.",
-        ),
+        steps_input(),
+        cfg_input("How strongly the prompt guides. At 1 the negative prompt is left out and a step costs half."),
         seed_input(),
         io.String.Input("prompt", default="", multiline=True, tooltip="Your own words, after the tags."),
         added_prompt_input(),
@@ -176,21 +164,7 @@ def _sampling() -> list[Any]:
 
 def _finishing() -> list[Any]:
     return [
-        io.Int.Input(
-            "tile_size",
-            default=_PUBLISHED.tile,
-            min=64,
-            max=65536,
-            step=8,
-            tooltip="Side of a denoised tile in pixels of the result; a larger picture is sampled in tiles.",
-        ),
-        io.Int.Input(
-            "overlap",
-            default=_PUBLISHED.overlap,
-            min=0,
-            max=65528,
-            step=8,
-            tooltip="Pixels that neighbouring tiles share.",
-        ),
+        tile_size_input("Side of a denoised tile in pixels of the result; a larger picture is sampled in tiles."),
+        overlap_input("Pixels that neighbouring tiles share."),
         color_fix_input(),
     ]

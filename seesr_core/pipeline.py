@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .dape import Tag, prepare
 from .errors import ImageError
-from .method.denoiser import PIXELS_PER_LATENT, Denoiser
+from .method.denoiser import Denoiser
 from .method.sampling import StepNoise, sample, start_latent
 from .method.schedule import start_for
 from .method.text import compose_prompt, encode_prompts
@@ -29,7 +29,7 @@ from .runtime.memory import Meter, one_sentence_when_exhausted
 from .runtime.planning import count_tiles, default_tile_batch, require_resources
 from .settings import UpscaleSettings
 from .tiling.autoencoder import decode_tiled, encode_tiled
-from .tiling.grid import TiledDenoiser
+from .tiling.grid import PIXELS_PER_CELL, TiledDenoiser
 from .tiling.runner import PictureVAE, PlacedDenoiser
 
 Progress = Callable[[int, int], None]
@@ -174,7 +174,8 @@ class SeeSRPipeline:
         """
         batch, _, height, width = prepared.shape
         noise = StepNoise.from_seed(settings.seed, batch)
-        like = torch.empty(batch, 4, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+        channels = self.models.unet.config.in_channels
+        like = torch.empty(batch, channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
         start_timestep = start_for(settings.denoised_timesteps(), settings.start_timestep)
         start = start_latent(noise(like), point=settings.start, z_lr=z_lr, start_timestep=start_timestep)
         denoise = self._denoiser(prepared, states, soft_prompt, settings)
@@ -200,8 +201,8 @@ class SeeSRPipeline:
         counter = self._counter(prepared.shape[-2:], settings, tile_batch)
         return TiledDenoiser(
             denoise=PlacedDenoiser(denoiser=denoiser, device=models.device, dtype=models.dtype, on_call=counter),
-            tile=settings.tile // PIXELS_PER_LATENT,
-            overlap=settings.overlap // PIXELS_PER_LATENT,
+            tile=settings.tile // PIXELS_PER_CELL,
+            overlap=settings.overlap // PIXELS_PER_CELL,
             tile_batch=tile_batch,
         )
 

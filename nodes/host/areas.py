@@ -11,8 +11,8 @@ import comfy.patcher_extension
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...seesr_core.tiling.grid import Tile
-from .control import PIXELS_PER_LATENT, SeeSRControl, chain
+from ...seesr_core.tiling.grid import PIXELS_PER_CELL, Tile
+from .control import SeeSRControl, chain
 from .tiling.conds import Cond, Conds, CondTiler
 from .tiling.controls import ControlTiler
 from .tiling.tiles import KEY as TILES
@@ -31,7 +31,7 @@ def cut_areas(
 
 def _is_squeezed(cond: Cond, x: Tensor) -> bool:
     """Whether a conditioning has an area and a hint that covers all of `x`; around tiles hints are cut already."""
-    pixels = tuple(PIXELS_PER_LATENT * side for side in x.shape[-2:])
+    pixels = tuple(PIXELS_PER_CELL * side for side in x.shape[-2:])
     ours = (link for link in chain(cond.get("control")) if isinstance(link, SeeSRControl))
     return "area" in cond and any(tuple(link.cond_hint_original.shape[-2:]) == pixels for link in ours)
 

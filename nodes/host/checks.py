@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_sampling
-import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
-from ..schema import is_finite
+from ...seesr_core.tiling.grid import PIXELS_PER_CELL
+from ..schema import require_finite
 from .rca import text_transformers
 
 if TYPE_CHECKING:
@@ -57,11 +57,8 @@ def check_soft_prompt(soft_prompt_BLD: Any, seesr: SeeSRModel, *, photos: int) -
             f"SeeSR Apply got soft prompts of {count} photos, but {photos} prepared images; make both from the same "
             "batch of photos."
         )
-    if not bool(torch.isfinite(soft_prompt_BLD).all()):
-        raise SettingsError(
-            "The soft prompt holds values that are no numbers (NaN or infinite); check the photo and the DAPE file, or "
-            "run DAPE in float32."
-        )
+    advice = "check the photo and the DAPE file, or run DAPE in float32"
+    require_finite(soft_prompt_BLD, "The soft prompt", advice)
 
 
 def check_image(hint_B3HW: Tensor) -> None:
@@ -71,13 +68,12 @@ def check_image(hint_B3HW: Tensor) -> None:
         SettingsError: either.
     """
     height, width = hint_B3HW.shape[-2:]
-    if height % 8 or width % 8:
+    if height % PIXELS_PER_CELL or width % PIXELS_PER_CELL:
         raise SettingsError(
             f"The prepared image has {width} × {height} pixels; expected sides that are multiples of 8, as SeeSR "
             "Prepare Image makes them."
         )
-    if not is_finite(hint_B3HW.movedim(1, -1)):
-        raise SettingsError("The prepared image holds values that are no numbers; look for the node that made them.")
+    require_finite(hint_B3HW, "The prepared image", "look for the node that made them")
 
 
 def check_window(start: float, end: float) -> None:

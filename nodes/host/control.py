@@ -13,12 +13,12 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...seesr_core.errors import SettingsError
+from ...seesr_core.tiling.grid import PIXELS_PER_CELL
 from ..schema import unit_range
 from .conds import Conditioning
 from .keys import Site
 from .rca import RCA, fit_tokens
 
-PIXELS_PER_LATENT = 8
 KEY = "seesr_control"
 """Under which a MODEL carries what the ControlNet needs of a run."""
 
@@ -138,7 +138,7 @@ class SeeSRControl(comfy.controlnet.ControlNet):
         Raises:
             SettingsError: a part of the latents for which the hint is not cut out.
         """
-        pixels = tuple(PIXELS_PER_LATENT * side for side in x_noisy.shape[-2:])
+        pixels = tuple(PIXELS_PER_CELL * side for side in x_noisy.shape[-2:])
         if tuple(self.cond_hint_original.shape[-2:]) != pixels:
             # The host would squeeze the whole photo into the part.
             raise SettingsError(
@@ -155,7 +155,7 @@ class SeeSRControl(comfy.controlnet.ControlNet):
             SettingsError: another size, or a batch that is no multiple of the photos.
         """
         count, _, height, width = self.cond_hint_original.shape
-        pixels = tuple(PIXELS_PER_LATENT * side for side in latent.shape[-2:])
+        pixels = tuple(PIXELS_PER_CELL * side for side in latent.shape[-2:])
         if (height, width) != pixels:
             raise SettingsError(
                 f"SeeSR Apply got a prepared image of {_size((height, width))} pixels, but the latent being sampled is "

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ...seesr_core.dape import DAPE, DAPEConfig, Vocabulary
 from ...seesr_core.dape import prepare as prepare_input
-from ...seesr_core.errors import ImageError, SettingsError
+from ...seesr_core.errors import ImageError
 from ...seesr_core.model_files import tagger_files
 from ...seesr_core.models import read_tagger
-from ..schema import channels_first
+from ..schema import channels_first, require_finite
 
 _REMEMBERED = 256
 """Pictures whose reading is kept; with the published tagger 0.3 MB each."""
@@ -83,11 +83,9 @@ class HostDAPE:
         weight = self.patcher.model.label_embed
         pixels = prepare_input(image_13HW, self.config.swin.image_size, antialias=antialias)
         reading = DAPEReading(*(part.float().cpu() for part in self.patcher.model(pixels.to(weight))))
-        if not all(bool(torch.isfinite(part).all()) for part in reading):
-            raise SettingsError(
-                f"The tagger {self.name} gives values that are no numbers (NaN) in {weight.dtype}; start the host with "
-                "--force-fp32, or get the file again."
-            )
+        for part in reading:
+            advice = f"it computes in {weight.dtype}: start the host with --force-fp32, or get the file again"
+            require_finite(part, f"The reading of the tagger {self.name}", advice)
         return reading
 
 
@@ -121,11 +119,8 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 def _checked(image_BHWC: Tensor) -> Tensor:
     image_B3HW = channels_first(image_BHWC)
-    if not bool(torch.isfinite(image_BHWC).all()):
-        raise ImageError(
-            "The photo holds values that are no numbers (NaN or infinite); expected levels from 0 to 1. Look for the "
-            "node that made it."
-        )
+    advice = "expected levels from 0 to 1. Look for the node that made it"
+    require_finite(image_BHWC, "The photo", advice, ImageError)
     return image_B3HW
 
 

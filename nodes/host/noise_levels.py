@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
 from ...seesr_core.method.schedule import LAST_TIMESTEP, acp_from_sigma
+from ..schema import require_finite
 
 _SAME_LEVEL = 1e-5
 """Relative difference below which the host takes a sigma for its largest."""
@@ -89,8 +90,7 @@ def check_sigmas(sigmas: Tensor) -> None:
             f"Expected SIGMAS of at least one step (two noise levels), found {len(values)}; connect SeeSR Scheduler "
             "with at least one step."
         )
-    if not all(math.isfinite(value) for value in values):
-        raise SettingsError("The SIGMAS hold values that are not numbers; connect SeeSR Scheduler.")
+    require_finite(sigmas, "SIGMAS", "connect SeeSR Scheduler")
     if any(later > earlier for earlier, later in pairwise(values)) or values[0] <= 0.0:
         raise SettingsError(
             f"Expected SIGMAS that fall from a positive noise level, found {_text(values)}; connect SeeSR Scheduler, "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
+from ..schema import require_finite
 from .noise import ImageNoise, LRENoise, image_seeds
 from .noise_levels import check_sigmas
 
@@ -72,11 +73,12 @@ def check_latent(model: Any, latent: Mapping[str, Any]) -> None:
             f"Expected a LATENT of pictures with {channels} channels (batch, {channels}, height, width), found "
             f"{found}; encode the picture with the VAE of the model's own checkpoint."
         )
-    if not torch.isfinite(samples).all():
-        raise SettingsError(
-            "The LATENT holds values that are not numbers (NaN or infinite); check the node it comes from, often a VAE "
-            "that does not work in half precision (start the host with --fp32-vae)."
-        )
+    require_finite(
+        samples,
+        "The LATENT",
+        "check the node it comes from, often a VAE that does not work in half precision (start the host with "
+        "--fp32-vae)",
+    )
 
 
 def per_image_noise(noise: Any) -> Any:

@@ -6,12 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
-import torch
 from torch import Tensor, nn
 
 from ...seesr_core.errors import ImageError, SettingsError
 from ...seesr_core.tiling.autoencoder import decode_tiled, encode_tiled
-from ..schema import channels_first, is_finite, view_channels_first
+from ..schema import channels_first, require_finite, view_channels_first
 
 PIXELS_PER_CELL = 8
 _CHANNELS = 4
@@ -97,10 +96,7 @@ def _checked_size(image_BHWC: Tensor) -> tuple[int, int]:
             f"Expected a picture with sides that are multiples of 8, found {width}×{height}; connect SeeSR Prepare "
             "Image."
         )
-    if not is_finite(image_BHWC):
-        raise ImageError(
-            "The picture holds values that are not numbers (NaN or infinite); check the node it comes from."
-        )
+    require_finite(image_BHWC, "The picture", "check the node it comes from", ImageError)
     return height, width
 
 
@@ -111,8 +107,8 @@ def _check_latents(model: Any, samples: Tensor, size: tuple[int, int]) -> None:
             f"The VAE makes latents of shape {tuple(samples.shape[1:])}, the MODEL takes {(channels, *size)}; connect "
             "the VAE of the model's own checkpoint."
         )
-    if not torch.isfinite(samples).all():
-        raise SettingsError(
-            "The VAE's latents hold values that are not numbers (NaN); it does not work in this precision: start the "
-            "host with --fp32-vae or choose another VAE."
-        )
+    require_finite(
+        samples,
+        "What the VAE encoded",
+        "it does not work in this precision: start the host with --fp32-vae or choose another VAE",
+    )

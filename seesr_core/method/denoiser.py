@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIXELS_PER_LATENT = 8
-
 
 def predict_noise(
     unet: Any,

@@ -241,7 +241,12 @@ def _as_chw(image: Tensor | Picture) -> Tensor:
 
 
 def _as_float(image: Tensor) -> Tensor:
-    return image.float() / 255.0 if image.dtype == torch.uint8 else image.float()
+    return from_u8(image) if image.dtype == torch.uint8 else image.float()
+
+
+def from_u8(levels: Tensor) -> Tensor:
+    """A picture in [0, 1], float32, of levels 0 … 255, any shape."""
+    return levels.float() / 255.0
 
 
 def to_u8(image: Tensor, rounding: Literal["nearest", "cut"] = "nearest") -> Tensor:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..method.denoiser import PIXELS_PER_LATENT
 from ..models import Models
 from ..pictures.sizes import Sizes
 from ..settings import UpscaleSettings
-from ..tiling.grid import tile_grid
+from ..tiling.grid import PIXELS_PER_CELL, tile_grid
 from .memory import require_memory
 
 # Bytes, measured on pictures of 36 megapixels and rounded up.
@@ -65,7 +64,7 @@ def estimate(models: Models, settings: UpscaleSettings, sizes: Sizes, *, batch: 
 def _unet_bytes(models: Models, settings: UpscaleSettings, sizes: Sizes, batch: int) -> int:
     tiles = count_tiles(*sizes.prepared, settings)
     at_once = min(settings.tile_batch or default_tile_batch(models.device), tiles)
-    cells = min(_area(sizes.prepared), settings.tile**2) // PIXELS_PER_LATENT**2
+    cells = min(_area(sizes.prepared), settings.tile**2) // PIXELS_PER_CELL**2
     copies = batch * at_once * (2 if settings.cfg > 1 else 1)
     channels = models.unet.config.block_out_channels[0]
     return copies * cells * channels * models.dtype.itemsize * _UNET_MAPS
@@ -85,8 +84,8 @@ def default_tile_batch(device: torch.device) -> int:
 
 def count_tiles(width: int, height: int, settings: UpscaleSettings) -> int:
     """How many tiles a prepared picture of width × height pixels is denoised in."""
-    rows, columns = height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
-    tile, overlap = settings.tile // PIXELS_PER_LATENT, settings.overlap // PIXELS_PER_LATENT
+    rows, columns = height // PIXELS_PER_CELL, width // PIXELS_PER_CELL
+    tile, overlap = settings.tile // PIXELS_PER_CELL, settings.overlap // PIXELS_PER_CELL
     return 1 if rows * columns <= tile * tile else len(tile_grid(rows, columns, tile, overlap))
 
 

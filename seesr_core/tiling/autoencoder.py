@@ -38,9 +38,7 @@ def encode_tiled(vae: Any, image_B3HW: Tensor, *, tile_px: int = 1024) -> Tensor
     """
 
     def encode(x: Tensor) -> Tensor:
-        encoded = vae.encode(x)
-        latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return latents
+        return encoded_latents(vae.encode(x))
 
     cell = _pixels_per_cell(vae)
     height, width = image_B3HW.shape[-2:]
@@ -48,6 +46,12 @@ def encode_tiled(vae: Any, image_B3HW: Tensor, *, tile_px: int = 1024) -> Tensor
         raise SettingsError(f"The picture's sides must be multiples of {cell} to be encoded, found {width}×{height}.")
     latents = _run_tiled(vae, encode, image_B3HW, tile=_cells(tile_px, cell), unit_in=cell, unit_out=1)
     return latents * vae.config.scaling_factor
+
+
+def encoded_latents(encoded: Any) -> Tensor:
+    """The unscaled latents of what a diffusers autoencoder's `encode` returned: the mode where it is a posterior."""
+    latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    return latents
 
 
 @torch.no_grad()

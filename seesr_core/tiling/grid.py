@@ -1,6 +1,6 @@
 """Tiled denoising: integer tile geometry, the gaussian blending window, and a denoiser that runs tile by tile.
 
-All lengths are in latent cells (8 pixels of the picture).
+All lengths are in latent cells.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from ..errors import SettingsError
 
 Window = Literal["reference", "symmetric"]
 WINDOWS: tuple[Window, ...] = ("reference", "symmetric")
+
+PIXELS_PER_CELL = 8
+"""Pixels of the picture along a side of a latent cell: the autoencoder's, and the ControlNet's image encoder's."""
 
 _WINDOW_VARIANCE = 0.01
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..method.denoiser import PIXELS_PER_LATENT, Denoiser
-from ..pictures.sizes import to_u8
-from .grid import Tile
+from ..method.denoiser import Denoiser
+from ..pictures.sizes import from_u8, to_u8
+from .autoencoder import encoded_latents
+from .grid import PIXELS_PER_CELL, Tile
 
 
 class PictureVAE(nn.Module):
@@ -39,8 +40,7 @@ class PictureVAE(nn.Module):
     def encode(self, image_u8: Tensor) -> SimpleNamespace:
         """`latents`: the mode of the posterior, not yet scaled."""
         encoded = self.vae.encode((image_u8.to(self.device).float() / 127.5 - 1.0).to(self.dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return SimpleNamespace(latents=latents.float().cpu())
+        return SimpleNamespace(latents=encoded_latents(encoded).float().cpu())
 
     def decode(self, latents: Tensor) -> SimpleNamespace:
         """`sample`: the picture in 8 bits."""
@@ -73,7 +73,7 @@ class PlacedDenoiser:
         soft = whole.soft_prompt
         return replace(
             whole,
-            image=self._put(self._pixels(tiles).float() / 255.0),
+            image=self._put(from_u8(self._pixels(tiles))),
             positive=self._put(whole.positive.repeat(copies, 1, 1)),
             negative=self._put(whole.negative.repeat(copies, 1, 1)),
             soft_prompt=None if soft is None else self._put(soft.repeat(copies, 1, 1)),
@@ -82,7 +82,7 @@ class PlacedDenoiser:
     def _pixels(self, tiles: Sequence[Tile] | None) -> Tensor:
         """The picture under each tile, stacked tile-major (T·B, 3, 8·th, 8·tw); the whole one without tiles."""
         whole = self.denoiser.image
-        return torch.cat([tile.crop(whole, PIXELS_PER_LATENT) for tile in tiles]) if tiles else whole
+        return torch.cat([tile.crop(whole, PIXELS_PER_CELL) for tile in tiles]) if tiles else whole
 
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)

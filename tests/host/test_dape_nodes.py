@@ -190,7 +190,7 @@ def test_tagger_that_gives_nan_is_refused_and_not_remembered(dape: Any, looks: l
     with torch.no_grad():
         dape.patcher.model.fc.bias.fill_(float("nan"))
     for _ in range(2):
-        with pytest.raises(plugin("seesr_core.errors").SettingsError, match="tiny gives values that are no numbers"):
+        with pytest.raises(plugin("seesr_core.errors").SettingsError, match="tiny holds values that are no numbers"):
             soft_prompt(dape, photos())
     assert len(looks) == 2
 

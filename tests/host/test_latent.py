@@ -247,7 +247,7 @@ def test_sigmas_of_a_model_with_another_schedule_are_named():
         ([1.0], "at least one step"),
         ([1.0, 2.0, 0.0], "that fall from a positive"),
         ([0.0, 0.0], "that fall from a positive"),
-        ([float("nan"), 0.0], "not numbers"),
+        ([float("nan"), 0.0], "no numbers"),
     ],
 )
 def test_bad_sigmas_are_refused(values, match):
@@ -266,7 +266,7 @@ def test_pictures_of_odd_size_or_with_nan_are_refused():
     encode, model = plugin("nodes.host.vae").encode_image, nano_model()
     with refusal(r"multiples of 8, found 60×64"):
         encode(model, nano_vae(), picture(1, 64, 60))
-    with refusal("not numbers"):
+    with refusal("no numbers"):
         encode(model, nano_vae(), picture() / 0)
 
 

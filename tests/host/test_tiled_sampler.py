@@ -199,7 +199,7 @@ def refusal(match: str) -> Any:
 @pytest.mark.parametrize(
     ("samples", "match"),
     [
-        (torch.full((1, 4, 8, 8), float("nan")), "LATENT holds values that are not numbers"),
+        (torch.full((1, 4, 8, 8), float("nan")), "LATENT holds values that are no numbers"),
         (torch.zeros(1, 16, 8, 8), r"with 4 channels .* found shape \(1, 16, 8, 8\)"),
         (torch.zeros(1, 4, 2, 8, 8), "LATENT of pictures"),
         (torch.zeros(0, 4, 8, 8), "LATENT of pictures"),

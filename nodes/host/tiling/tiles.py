@@ -17,13 +17,12 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....seesr_core.errors import SettingsError
-from ....seesr_core.tiling.grid import WINDOWS, Blend, Tile, Window, fits_one_tile, tile_grid
+from ....seesr_core.tiling.grid import PIXELS_PER_CELL, WINDOWS, Blend, Tile, Window, fits_one_tile, tile_grid
 from .conds import Conds, CondTiler
 from .controls import ControlTiler
 from .memory import choose_tile_batch, is_out_of_memory
 
 KEY = "seesr_tiles"
-PIXELS_PER_CELL = 8
 MIN_TILE_PX = 64
 
 Predict = Callable[..., list[Tensor]]
