@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ from PIL import Image
 from seesr_core.errors import ImageError, ResourceError
 from seesr_core.pictures.writing import FORMATS, check_fits, check_target, save_picture
 
+from .full_disk import files_of_at_most
 from .tiny_model import photo
 
 
@@ -82,18 +82,11 @@ def test_a_disk_with_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
         check_fits(tmp_path / "result.png", (8000, 8000), alpha=False)
 
 
-def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_while_writing(tmp_path: Path) -> None:
     path = tmp_path / "result.png"
     save_picture(path, photo())
     before = path.read_bytes()
-
-    def full(target: Path, content: memoryview) -> int:
-        with target.open("wb") as file:
-            file.write(content[:10])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ResourceError, match=r"Could not write .*result\.png: No space left on device"):
+    with files_of_at_most(10), pytest.raises(ResourceError, match=r"Could not write .*result\.png: File too large"):
         save_picture(path, photo(seed=1))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -140,12 +140,12 @@ def test_no_unet_weights(folder: Path) -> None:
 def test_damaged_weights(folder: Path, weights: str) -> None:
     path = folder / weights
     path.write_bytes(path.read_bytes()[:-100])
-    assert "cannot be loaded" in refusal(folder)
+    assert "truncated or damaged" in refusal(folder)
 
 
 def test_a_config_that_is_not_json(folder: Path) -> None:
     (folder / "unet" / "config.json").write_text("{broken")
-    assert "config.json cannot be read: it is not JSON" in refusal(folder)
+    assert "config.json cannot be read: it is no JSON" in refusal(folder)
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

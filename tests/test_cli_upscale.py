@@ -290,7 +290,7 @@ def test_ctrl_c_in_the_middle_leaves_no_half_file(
 def test_ctrl_c_while_writing_leaves_no_half_file(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "write_bytes", interrupt)
+    monkeypatch.setattr("seesr_core.runtime.files._link", interrupt)
     assert run(model, source, tmp_path / "results" / "out.png") == 130
     assert list((tmp_path / "results").iterdir()) == []
 
@@ -311,10 +311,10 @@ def test_ctrl_c_in_a_folder_keeps_what_is_done_and_reports_it(
 def test_a_full_disk_loses_nothing(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object) -> int:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("seesr_core.runtime.files.os.replace", full)
     target = tmp_path / "results" / "out.png"
     assert "out.png: No space left on device" in refusal(model, capfd, source, target)
     assert list(target.parent.iterdir()) == []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from trainer.engine.lock import Watch, held
 from trainer.engine.loop import train
 from trainer.engine.loop_config import LoopConfig
 
+from .full_disk import files_of_at_most
 from .ranks import TOY, ToyTask
 
 CONFIG = replace(TOY, steps=9, save_every=3, log_every=1)
@@ -86,17 +85,6 @@ def test_the_best_checkpoint_is_kept_with_its_figures(tmp_path: Path) -> None:
     assert saved.step == 4
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text("utf-8").splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 9]
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes fails, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(tmp_path: Path) -> None:

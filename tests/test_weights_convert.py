@@ -24,7 +24,7 @@ from seesr_core.formats.detect import Kind, detect
 from seesr_core.formats.portions import portions
 from seesr_core.formats.quantized import SCALE, dequantized, quantize
 from seesr_core.formats.ram import read_dape, read_ram, write_dape
-from seesr_core.formats.tensorfile import read_header
+from seesr_core.formats.tensorfile import DIGEST, read_header
 from seesr_core.install.convert_control import ControlJob
 from seesr_core.install.convert_dape import TaggerJob, read_tag_lists
 from seesr_core.model_files import find_model, find_tagger
@@ -82,7 +82,7 @@ def test_ram_and_dape_become_one_small_file(ram: Path, tmp_path: Path, capfd: py
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) and found[key].dtype is torch.float16 for key in wanted)
     ours, theirs = read_header(path).metadata, read_header(expected).metadata
-    assert {**theirs, "source": "ram_swin_large_14m.pth with DAPE.pth"} == dict(ours)
+    assert {**theirs, "source": "ram_swin_large_14m.pth with DAPE.pth", DIGEST: ours[DIGEST]} == dict(ours)
     assert read_dape(path)[1].names("zh")[3] == "标签3"
 
 
@@ -341,7 +341,7 @@ def test_portions_hold_no_more_than_they_may(seesr: Path, monkeypatch: pytest.Mo
     header = read_header(seesr / "unet" / "diffusion_pytorch_model.safetensors")
     cut = list(portions(header, header.tensors, limit=70_000))
     assert [key for run in cut for key in run] == list(header.tensors)
-    sizes = [sum(portions_module.bytes_of(header, key) for key in run) for run in cut]
+    sizes = [sum(header.tensors[key].bytes for key in run) for run in cut]
     assert len(cut) > 2
     assert all(size <= 70_000 or len(run) == 1 for size, run in zip(sizes, cut, strict=True))
 

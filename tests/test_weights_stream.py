@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from seesr_core.errors import ResourceError, SettingsError
-from seesr_core.formats import stream
 from seesr_core.formats.stream import Slot, ordered, write_stream
-from seesr_core.formats.tensorfile import read_header
+from seesr_core.formats.tensorfile import DIGEST, is_undamaged, read_header
+from seesr_core.runtime import files
 
 from .weights_files import files_below, save
 
@@ -26,7 +26,7 @@ from .weights_files import files_below, save
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to write: as Linux can, and as other systems do."""
     if request.param == "named":
-        monkeypatch.setattr(stream, "_open_nameless", lambda folder: None)
+        monkeypatch.setattr(files, "_open_nameless", lambda folder: None)
     return str(request.param)
 
 
@@ -55,7 +55,12 @@ def test_a_stream_is_a_safetensors_file(way: str, tmp_path: Path) -> None:
     write_stream(tmp_path / "x.safetensors", mixed, ((key, values[key]) for key in mixed), {"note": "größer"})
     found = load_file(tmp_path / "x.safetensors")
     assert all(torch.equal(found[key], values[key].to(slot.dtype)) for key, slot in mixed.items())
-    assert read_header(tmp_path / "x.safetensors").metadata == {"note": "größer"}
+    header = read_header(tmp_path / "x.safetensors")
+    assert (header.metadata["note"], len(header.metadata[DIGEST]), is_undamaged(header)) == ("größer", 64, True)
+    content = (tmp_path / "x.safetensors").read_bytes()
+    (tmp_path / "y.safetensors").write_bytes(content[:-3] + bytes([content[-3] ^ 16]) + content[-2:])
+    assert is_undamaged(read_header(tmp_path / "y.safetensors")) is False
+    (tmp_path / "y.safetensors").unlink()
     assert files_below(tmp_path) == ["x.safetensors"]
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o600 == 0o600
 
@@ -77,6 +82,6 @@ class _FullDisk(io.BytesIO):
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stream, "_open_nameless", lambda folder: _FullDisk())
+    monkeypatch.setattr(files, "_open_nameless", lambda folder: _FullDisk())
     with pytest.raises(ResourceError, match=r"No space left on device\. Nothing was changed there"):
         write_stream(tmp_path / "x.safetensors", {}, [], {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,28 +17,32 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import ImageError, SettingsError, WeightsError
+from ..formats.schema import Size, Within
 
 # Added to the attention logits of pairs that the cyclic shift brought together; the published value.
 MASKED = -100.0
+_MOST_PAIRS = 1 << 27
+"""Pairs of tokens that see each other in the first stage; Swin-L at 384² has 1.3 million."""
+_Stages: TypeAlias = Annotated[tuple[Annotated[int, Within(1, 64)], ...], Within(1, 8)]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class SwinConfig:
     """Sizes of the encoder; the defaults are RAM's Swin-L at 384²."""
 
-    image_size: int = 384
+    image_size: Size = 384
     """Side of the square input in pixels."""
-    patch_size: int = 4
+    patch_size: Size = 4
     """Side of the square patch that becomes one token of the first stage, in pixels."""
-    embed_dim: int = 192
+    embed_dim: Size = 192
     """Channels of the first stage; every further stage has twice as many."""
-    depths: tuple[int, ...] = (2, 2, 18, 2)
+    depths: _Stages = (2, 2, 18, 2)
     """Blocks per stage."""
-    num_heads: tuple[int, ...] = (6, 12, 24, 48)
+    num_heads: _Stages = (6, 12, 24, 48)
     """Attention heads per stage."""
-    window: int = 12
+    window: Size = 12
     """Side of an attention window in tokens; a stage that is not larger than this is one window of its own size."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Within(0.01, 64)] = 4.0
     """Hidden width of a block's MLP over its channels."""
     final_norm: bool = True
     """Whether a LayerNorm closes the encoder."""
@@ -52,8 +57,14 @@ class SwinConfig:
             )
         if not 0.0 <= self.drop_path < 1.0:
             raise SettingsError(f"The stochastic depth rate must lie in [0, 1); found {self.drop_path}.")
+        if min(self.image_size, self.patch_size, self.embed_dim, self.window, *self.num_heads) < 1:
+            raise SettingsError(f"Every size of a Swin encoder must be at least 1; found {self}.")
         for stage, heads in enumerate(self.num_heads):
             self._check_stage(stage, heads)
+        if self.resolution(0) ** 2 * self.stage_window(0) ** 2 > _MOST_PAIRS:
+            raise SettingsError(
+                f"Windows of {self.stage_window(0)} on {self.resolution(0)}² tokens are more than any encoder has."
+            )
 
     def _check_stage(self, stage: int, heads: int) -> None:
         side, window = self.resolution(stage), self.stage_window(stage)

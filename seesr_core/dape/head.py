@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import SettingsError, WeightsError
+from ..formats.schema import Size, Within
 
 # BERT's epsilon, not torch's default.
 LAYER_NORM_EPS = 1e-12
@@ -23,15 +25,15 @@ LAYER_NORM_EPS = 1e-12
 class HeadConfig:
     """Sizes of the tagging head; the defaults are RAM's."""
 
-    hidden: int = 768
+    hidden: Size = 768
     """Width of a tag's state."""
-    heads: int = 4
+    heads: Size = 4
     """Attention heads; no weight's shape depends on them, so files carry them in their metadata."""
-    layers: int = 2
+    layers: Annotated[int, Within(1, 64)] = 2
     """Cross-attention layers."""
-    intermediate: int = 3072
+    intermediate: Size = 3072
     """Hidden width of a layer's MLP."""
-    encoder_width: int = 512
+    encoder_width: Size = 512
     """Width of the image tokens attended to, which is also the width of the soft prompt."""
     dropout: float = 0.1
     """Dropout of attention probabilities and of both branches; acts in training mode only."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SettingsError, WeightsError
+from ..formats.schema import MalformedError, Size, read
 from .encoder import SwinConfig, SwinEncoder, WindowAttention
 from .head import HeadConfig, TaggingHead
 
@@ -27,9 +28,9 @@ class DAPEConfig:
     """The image encoder."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """The tagging head; its `encoder_width` is the width of the soft prompt."""
-    num_tags: int = 4585
+    num_tags: Size = 4585
     """Tags of the vocabulary."""
-    label_width: int = 512
+    label_width: Size = 512
     """Width of the stored tag embeddings."""
 
     def __post_init__(self) -> None:
@@ -60,12 +61,9 @@ class DAPEConfig:
             SettingsError: an unknown or missing entry, or sizes that cannot work together.
         """
         try:
-            lists_as_tuples: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in data["swin"].items()
-            }
-            sizes = {key: value for key, value in data.items() if key not in ("swin", "head")}
-            return cls(swin=SwinConfig(**lists_as_tuples), head=HeadConfig(**data["head"]), **sizes)
-        except (KeyError, TypeError, AttributeError) as error:
+            found: DAPEConfig = read(cls, {"swin": None, "head": None, **data}, "it", strict=True)
+            return found
+        except (MalformedError, ArithmeticError) as error:
             raise SettingsError(
                 f"The tagger's configuration cannot be read ({error}); "
                 "it should hold swin, head, num_tags and label_width."

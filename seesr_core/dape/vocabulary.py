@@ -6,16 +6,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import SettingsError, WeightsError
+from ..formats.schema import MalformedError, Number, parse_json, read
+from ..runtime.files import read_text
 
 Language = Literal["en", "zh"]
 SEPARATOR = ", "
+_MOST_BYTES = 1 << 24
+"""Of a tag list; RAM's have some ten thousand."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -124,12 +127,12 @@ class Vocabulary:
             WeightsError: an entry is missing or is not JSON of the right kind.
         """
         try:
-            tags, thresholds = json.loads(metadata["tags"]), json.loads(metadata["thresholds"])
-            chinese = json.loads(metadata.get("tags_zh", "[]"))
-            return cls(
-                tags=tuple(tags), tags_zh=tuple(chinese), thresholds=torch.tensor(thresholds, dtype=torch.float32)
+            tags, chinese = (
+                read(tuple[str, ...], parse_json(metadata.get(name, "[]")), name) for name in ("tags", "tags_zh")
             )
-        except (KeyError, TypeError, ValueError, SettingsError) as error:
+            thresholds = read(list[Number], parse_json(metadata["thresholds"]), "thresholds")
+            return cls(tags=tags, tags_zh=chinese, thresholds=torch.tensor(thresholds, dtype=torch.float32))
+        except (KeyError, MalformedError, SettingsError) as error:
             raise WeightsError(
                 f"The tag list in the file's metadata cannot be read ({error}); it should hold tags and thresholds as "
                 "JSON lists of one length. Convert the model again."
@@ -185,8 +188,8 @@ def _strongest(scores_N: Tensor, passed_N: Tensor, max_tags: int | None) -> list
 
 def _read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, _MOST_BYTES)
+    except OSError as error:
         raise SettingsError(
             f"The tag list {path} cannot be read ({error}); expected a UTF-8 text file with one entry a line."
         ) from error
@@ -195,6 +198,6 @@ def _read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _as_threshold(line: str, path: str | os.PathLike[str]) -> float:
     try:
-        return float(line)
+        return read(Number, float(line), "a threshold")
     except ValueError as error:
         raise SettingsError(f"The thresholds {path} should be one number a line; found '{line}'.") from error

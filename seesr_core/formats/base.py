@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from . import sources
+from . import configs, sources
+from .border import one_sentence
 from .detect import Kind, require
 from .metadata import as_dtype
+from .schema import MalformedError, read_json
 from .sd import BaseParts, TokenizerFiles, read_base
 from .tensorfile import load_tensors
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_UNET_NAMES = tuple(
-    f"diffusion_pytorch_model{middle}" for middle in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
-)
+_DIFFUSERS = "diffusion_pytorch_model"
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _FOREIGN_TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 2048: "SDXL"}
 
 
@@ -60,14 +58,15 @@ def load_base(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float3
     if Path(path).is_dir():
         return read_diffusers_base(path, dtype=dtype)
     parts = read_base(path)
-    return Base(
-        unet_config=parts.unet_config,
-        unet_state=parts.unet_state,
-        vae=_build_vae(parts, path, dtype),
-        text_encoder=_build_text_encoder(parts, path, dtype),
-        tokenizer=build_tokenizer(parts.tokenizer),
-        scheduler=parts.scheduler,
-    )
+    with one_sentence(path, sources.BASE_FILE):
+        return Base(
+            unet_config=parts.unet_config,
+            unet_state=parts.unet_state,
+            vae=_build_vae(parts, path, dtype),
+            text_encoder=_build_text_encoder(parts.text_config, parts.text_state, path, dtype),
+            tokenizer=build_tokenizer(parts.tokenizer),
+            scheduler=parts.scheduler,
+        )
 
 
 def read_diffusers_base(folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Base:
@@ -76,20 +75,17 @@ def read_diffusers_base(folder: str | os.PathLike[str], *, dtype: torch.dtype = 
     Raises:
         WeightsError: a part is missing, the model is of another family or predicts v, or a file is damaged.
     """
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     root = Path(folder)
     _check_parts(root)
-    unet_config = _json(root / "unet" / "config.json")
-    scheduler = _json(root / "scheduler" / "scheduler_config.json")
+    unet_config = _config(root / "unet" / "config.json", configs.UNet)
+    scheduler = _config(root / "scheduler" / "scheduler_config.json", configs.Scheduler)
     _check_family(root, unet_config, scheduler)
     return Base(
         unet_config=unet_config,
         unet_state=_unet_state(root / "unet"),
-        vae=_ready(_pretrained(AutoencoderKL, root / "vae"), dtype),
-        text_encoder=_ready(_pretrained(CLIPTextModel, root / "text_encoder"), dtype),
-        tokenizer=_pretrained(CLIPTokenizer, root / "tokenizer"),
+        vae=_folder_vae(root / "vae", dtype),
+        text_encoder=_folder_text_encoder(root / "text_encoder", dtype),
+        tokenizer=_folder_tokenizer(root / "tokenizer"),
         scheduler=scheduler,
     )
 
@@ -110,13 +106,16 @@ def _build_vae(parts: BaseParts, path: str | os.PathLike[str], dtype: torch.dtyp
     return _ready(_filled(vae, parts.vae_state, f"{path}: the autoencoder"), dtype)
 
 
-def _build_text_encoder(parts: BaseParts, path: str | os.PathLike[str], dtype: torch.dtype) -> nn.Module:
+def _build_text_encoder(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], path: str | os.PathLike[str], dtype: torch.dtype
+) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    encoder = CLIPTextModel(CLIPTextConfig(**parts.text_config))
+    encoder = CLIPTextModel(CLIPTextConfig(**config))
     nested = any(key.startswith("text_model.") for key in encoder.state_dict())
-    state = parts.text_state if nested else {k.removeprefix("text_model."): t for k, t in parts.text_state.items()}
-    return _ready(_filled(encoder, state, f"{path}: the text encoder"), dtype)
+    plain = {key.removeprefix("text_model."): tensor for key, tensor in state.items()}
+    own = {f"text_model.{key}": tensor for key, tensor in plain.items()} if nested else plain
+    return _ready(_filled(encoder, own, f"{path}: the text encoder"), dtype)
 
 
 def _ready(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -130,7 +129,7 @@ def _filled(module: nn.Module, state: Mapping[str, Tensor], name: str) -> nn.Mod
         missing, extra = module.load_state_dict(as_dtype(state, torch.float32), strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{name} has weights of other sizes than its keys promise; the file is damaged.") from error
-    missing = [key for key in missing if not key.endswith("position_ids")]
+    missing, extra = ([key for key in keys if not key.endswith("position_ids")] for keys in (missing, extra))
     if missing or extra:
         raise WeightsError(f"{name} does not fit: missing {missing[:3]}, left over {extra[:3]}; the file is damaged.")
     return module
@@ -157,47 +156,69 @@ def _check_family(root: Path, unet: Mapping[str, Any], scheduler: Mapping[str, A
         raise sources.mismatch(root, f"a model that predicts {prediction} instead of epsilon", sources.BASE_FOLDER)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _config(path: Path, kind: Any) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not JSON"
+        return configs.taken(kind, read_json(path))
+    except (OSError, MalformedError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise WeightsError(
             f"{path} cannot be read: {reason}. Get {sources.BASE_FOLDER.name} from {sources.BASE_FOLDER.where}."
         ) from error
 
 
 def _unet_state(folder: Path) -> dict[str, Tensor]:
-    path = next((folder / name for name in _UNET_NAMES if (folder / name).is_file()), None)
-    if path is None:
-        expected = sources.BASE_FOLDER
-        raise WeightsError(f"{folder} has no {_UNET_NAMES[0]}. Get {expected.name} from {expected.where}.")
+    path = _weights(folder, _DIFFUSERS)
     require(path, sources.BASE_FOLDER, Kind.UNET, Kind.SEESR_UNET)
     return load_tensors(path, lambda key: ".image_attentions." not in key)
 
 
-def _pretrained(model_class: Any, folder: Path) -> Any:
-    """`from_pretrained` without the network; its own errors say much, ours names the folder first."""
-    half = {"variant": "fp16"} if _only_half(folder) else {}
-    with _one_sentence(folder):
-        return model_class.from_pretrained(folder, local_files_only=True, **half)
-
-
-def _only_half(folder: Path) -> bool:
-    """Whether a folder brings its weights only as the `fp16` variant."""
-    names = [path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin")]
-    return bool(names) and all(".fp16." in name for name in names)
-
-
-@contextlib.contextmanager
-def _one_sentence(folder: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _weights(folder: Path, stem: str) -> Path:
+    """The weights file of a folder: safetensors before pickles, full precision before half."""
+    suffixes = [".safetensors", ".bin"] if stem == _DIFFUSERS else [".safetensors"]
+    names = [f"{stem}{half}{suffix}" for suffix in suffixes for half in ("", ".fp16")]
+    if stem != _DIFFUSERS:
+        names += ["pytorch_model.bin", "pytorch_model.fp16.bin"]
+    path = next((folder / name for name in names if os.path.isfile(folder / name)), None)
+    if path is None:
         expected = sources.BASE_FOLDER
-        raise WeightsError(
-            f"{folder} cannot be loaded ({first}). Get {expected.name} again from {expected.where}."
-        ) from error
+        raise WeightsError(f"{folder} has no {names[0]}. Get {expected.name} from {expected.where}.")
+    return path
+
+
+def _folder_vae(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    config = _config(folder / "config.json", configs.AutoencoderKL)
+    with one_sentence(folder, sources.BASE_FOLDER):
+        state = {_new_attention(key): tensor for key, tensor in load_tensors(_weights(folder, _DIFFUSERS)).items()}
+        vae = AutoencoderKL.from_config(config)
+        shapes = {key: tensor.shape for key, tensor in vae.state_dict().items()}
+        # Old files keep the projections of the attention as 1×1 convolutions.
+        own = {key: t.reshape(shapes[key]) if _is_pointwise(t, shapes.get(key)) else t for key, t in state.items()}
+        return _ready(_filled(vae, own, str(folder)), dtype)
+
+
+def _new_attention(key: str) -> str:
+    """The name that an autoencoder's attention weight has today; files of old diffusers have others."""
+    stem, dot, name = key.rpartition(".")
+    module, _, part = stem.rpartition(".")
+    return f"{module}.{_OLD_ATTENTION[part]}{dot}{name}" if ".attentions." in key and part in _OLD_ATTENTION else key
+
+
+def _is_pointwise(tensor: Tensor, shape: tuple[int, ...] | None) -> bool:
+    return shape is not None and len(shape) == 2 and tuple(tensor.shape) == (*shape, 1, 1)
+
+
+def _folder_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
+    config = _config(folder / "config.json", configs.TextEncoder)
+    with one_sentence(folder, sources.BASE_FOLDER):
+        state = load_tensors(_weights(folder, "model"))
+        return _build_text_encoder(config, state, folder, dtype)
+
+
+def _folder_tokenizer(folder: Path) -> Any:
+    """Built by transformers from its own files, which are data of fixed form."""
+    from transformers import CLIPTokenizer
+
+    with one_sentence(folder, sources.BASE_FOLDER):
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -6,19 +6,19 @@ U-Net is the public base model, untouched by training.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from . import metadata, sources
+from . import configs, metadata, sources
 from .detect import Kind, require
+from .schema import MalformedError, Whole, read_json
 from .sd import plain_config
 from .tensorfile import load_tensors
 
@@ -30,6 +30,13 @@ _WEIGHTS_NAMES = (
     "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.bin",
 )
+
+
+class _Configs(TypedDict):
+    """The metadata field `config`."""
+
+    unet: configs.UNet
+    controlnet: configs.ControlNet
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,19 +112,19 @@ def read_control(path: str | os.PathLike[str]) -> ControlParts:
     """
     header = require(path, sources.CONTROL, Kind.CONTROL).header
     metadata.check_version(path, header.metadata, metadata.CONTROL)
-    config = metadata.field(path, header.metadata, "config")
+    config = metadata.field(path, header.metadata, "config", _Configs)
     tensors = load_tensors(path)
     rca = {key.removeprefix(UNET): t for key, t in tensors.items() if key.startswith(UNET)}
     parts = ControlParts(
-        unet_config=_entry(path, config, "unet"),
-        controlnet_config=_entry(path, config, "controlnet"),
+        unet_config=dict(config["unet"]),
+        controlnet_config=dict(config["controlnet"]),
         controlnet_state={key.removeprefix(CONTROLNET): t for key, t in tensors.items() if key.startswith(CONTROLNET)},
         rca_state=rca,
         context_dim=_context_dim(rca, path, sources.CONTROL),
         base=header.metadata.get("base", ""),
         recipe=header.metadata.get("recipe", ""),
-        step=metadata.field(path, header.metadata, "step", 0),
-        defaults=metadata.field(path, header.metadata, "defaults", {}),
+        step=metadata.field(path, header.metadata, "step", Whole, 0),
+        defaults=metadata.field(path, header.metadata, "defaults", dict[str, str | bool | int | float], {}),
     )
     _check_sizes(parts, path, sources.CONTROL)
     return parts
@@ -134,8 +141,8 @@ def read_published(folder: str | os.PathLike[str], *, with_unet: bool = False) -
         WeightsError: a file is missing, of another kind, damaged or unsafe.
     """
     root = Path(folder)
-    unet_config, unet_file = _config(root / "unet"), _weights(root / "unet", Kind.SEESR_UNET)
-    controlnet_config = _config(root / "controlnet")
+    unet_config, unet_file = _config(root / "unet", configs.UNet), _weights(root / "unet", Kind.SEESR_UNET)
+    controlnet_config = _config(root / "controlnet", configs.ControlNet)
     controlnet_file = _weights(root / "controlnet", Kind.SEESR_CONTROLNET)
     rca = load_tensors(unet_file, lambda key: RCA in key)
     parts = ControlParts(
@@ -152,23 +159,15 @@ def read_published(folder: str | os.PathLike[str], *, with_unet: bool = False) -
     return parts
 
 
-def _entry(path: str | os.PathLike[str], config: Any, name: str) -> dict[str, Any]:
-    entry = config.get(name) if isinstance(config, Mapping) else None
-    if not isinstance(entry, dict):
-        raise sources.unfit(
-            path, f"its metadata field 'config' should hold a diffusers config {name!r}", sources.CONTROL
-        )
-    return entry
-
-
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, kind: Any) -> dict[str, Any]:
+    path = folder / "config.json"
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return configs.taken(kind, read_json(path))
     except OSError as error:
-        message = f"{folder / 'config.json'} cannot be read ({error.strerror}); expected {sources.PUBLISHED.name}."
+        message = f"{path} cannot be read ({error.strerror}); expected {sources.PUBLISHED.name}."
         raise WeightsError(f"{message} Get it from {sources.PUBLISHED.where}.") from error
-    except ValueError as error:
-        raise sources.unfit(folder / "config.json", "it should be JSON and is not", sources.PUBLISHED) from error
+    except MalformedError as error:
+        raise sources.unfit(path, str(error), sources.PUBLISHED) from error
 
 
 def _weights(folder: Path, kind: Kind) -> Path:
@@ -183,7 +182,7 @@ def _weights(folder: Path, kind: Kind) -> Path:
 
 
 def _context_dim(rca: Mapping[str, Tensor], where: str | os.PathLike[str], expected: sources.Source) -> int:
-    widths = {t.shape[1] for key, t in rca.items() if key.endswith("attn2.to_k.weight")}
+    widths = {t.shape[1] for key, t in rca.items() if key.endswith("attn2.to_k.weight") and t.ndim == 2}
     if len(widths) != 1:
         raise sources.unfit(
             where, f"its RCA should attend to soft prompts of one width, found {sorted(widths)}", expected
@@ -194,8 +193,8 @@ def _context_dim(rca: Mapping[str, Tensor], where: str | os.PathLike[str], expec
 def _check_sizes(parts: ControlParts, path: str | os.PathLike[str], expected: sources.Source) -> None:
     """Weights and configs must speak of the same network: first channels and text width."""
     state = parts.controlnet_state
-    text = next((t.shape[1] for key, t in state.items() if key.endswith("attn2.to_k.weight") and RCA not in key), None)
-    found = (state["conv_in.weight"].shape[0], text)
+    widths = (t.shape[-1] for key, t in state.items() if key.endswith("attn2.to_k.weight") and RCA not in key)
+    found = (len(state.get("conv_in.weight", ())), next(widths, None))
     for name, config in (("unet", parts.unet_config), ("controlnet", parts.controlnet_config)):
         stated = ((config.get("block_out_channels") or [None])[0], config.get("cross_attention_dim"))
         if stated != found:

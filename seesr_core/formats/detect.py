@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,12 +106,14 @@ def _ours(header: Header) -> Verdict | None:
 
 
 def _our_dape(header: Header) -> Verdict | None:
-    return (Kind.DAPE, *_tagger("a DAPE file of this project", header)) if "label_embed" in header.tensors else None
+    return (
+        (Kind.DAPE, *_tagger("a DAPE file of this project", header)) if header.side("label_embed", 0, rank=2) else None
+    )
 
 
 def _our_adapter(header: Header) -> Verdict | None:
-    rank = next((spec.shape[0] for key, spec in header.tensors.items() if ".lora_A" in key), None)
-    if rank is None:
+    rank = next((header.side(key, 0) for key in header.tensors if ".lora_A" in key), 0)
+    if not rank:
         return None
     return Kind.DAPE_PEFT, f"a DAPE adapter trained with this project (rank {rank})", {"rank": rank}
 
@@ -133,20 +136,20 @@ def _our_base(header: Header) -> Verdict | None:
 def _tagger_family(header: Header) -> Verdict | None:
     if "visual_encoder.patch_embed.proj.weight" not in header.tensors:
         return None
-    labels = header.shape("label_embed")
-    if "reweight_scale" in header.tensors or (labels and labels[0] == 4585 * 51):
+    labels = header.side("label_embed", 0, rank=2)
+    if "reweight_scale" in header.tensors or labels == 4585 * 51:
         return Kind.RAM_PLUS, "RAM++ (the successor of RAM, another network)", _tagger("", header)[1]
-    if labels is None or not (header.find("tagging_head.") or header.find("vision_multi.")):
+    if not labels or not (header.find("tagging_head.") or header.find("vision_multi.")):
         return Kind.TAG2TEXT, "Tag2Text or another relative of RAM", _tagger("", header)[1]
     return (Kind.RAM, *_tagger("the RAM tagger", header))
 
 
 def _tagger(name: str, header: Header) -> tuple[str, Sizes]:
     """Label and sizes of a RAM-like tagger: the encoder's width, the image size its windows fit, the number of tags."""
-    width = (header.shape("visual_encoder.patch_embed.proj.weight") or (0,))[0]
-    table = header.shape("visual_encoder.layers.0.blocks.0.attn.relative_position_bias_table") or (0,)
-    tags = (header.shape("label_embed") or (0,))[0]
-    window = (round(table[0] ** 0.5) + 1) // 2
+    width = header.side("visual_encoder.patch_embed.proj.weight", 0)
+    table = header.side("visual_encoder.layers.0.blocks.0.attn.relative_position_bias_table", 0)
+    tags = header.side("label_embed", 0)
+    window = (math.isqrt(table) + 1) // 2
     encoder = {192: "Swin-L", 128: "Swin-B"}.get(width, f"Swin of width {width}")
     return f"{name} ({encoder}, window {window}, {tags} tags)", {"width": width, "window": window, "tags": tags}
 
@@ -210,35 +213,33 @@ def _family(sizes: Sizes) -> str:
 
 
 def _ldm_sizes(header: Header, prefix: str) -> Sizes:
-    channels, in_channels = (header.shape(f"{prefix}input_blocks.0.0.weight") or (0, 0))[:2]
+    first = f"{prefix}input_blocks.0.0.weight"
     extra = int(any(key.startswith(f"{prefix}label_emb.") for key in header.tensors))
     return {
-        "channels": channels,
-        "in_channels": in_channels,
+        "channels": header.side(first, 0),
+        "in_channels": header.side(first, 1),
         "context_dim": _context(header, prefix),
         "extra_embedding": extra,
     }
 
 
 def _unet_sizes(header: Header, prefix: str) -> Sizes:
-    channels, in_channels = (header.shape(f"{prefix}conv_in.weight") or (0, 0))[:2]
+    first = f"{prefix}conv_in.weight"
     extra = int(any(key.startswith((f"{prefix}add_embedding.", f"{prefix}class_embedding.")) for key in header.tensors))
     sizes = {
-        "channels": channels,
-        "in_channels": in_channels,
+        "channels": header.side(first, 0),
+        "in_channels": header.side(first, 1),
         "context_dim": _context(header, prefix),
         "extra_embedding": extra,
     }
     rca = header.find(".image_attentions.", "attn2.to_k.weight")
-    return sizes | ({"soft_prompt_dim": header.tensors[rca].shape[1]} if rca else {})
+    return sizes | ({"soft_prompt_dim": header.side(rca, 1)} if rca else {})
 
 
 def _context(header: Header, prefix: str) -> int:
     """Width of the text that the cross-attention reads."""
-    for key, spec in header.tensors.items():
-        if key.startswith(prefix) and key.endswith("attn2.to_k.weight") and ".image_attentions." not in key:
-            return spec.shape[1]
-    return 0
+    names = (key for key in header.tensors if key.startswith(prefix) and key.endswith("attn2.to_k.weight"))
+    return next((header.side(key, 1) for key in names if ".image_attentions." not in key), 0)
 
 
 def _autoencoders(header: Header) -> Verdict | None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import SettingsError, WeightsError
-from ..runtime.files import atomic_write
+from .schema import MalformedError, parse_json, read
+from .stream import slots_of, write_stream
 
 BASE = "seesr-base"
 DAPE = "seesr-dape"
@@ -38,11 +40,13 @@ def encode(kind: str, fields: Mapping[str, Any]) -> dict[str, str]:
     return {"format": kind, "version": str(VERSIONS[kind]), **texts}
 
 
-def field(path: str | os.PathLike[str], metadata: Mapping[str, str], name: str, default: Any = ...) -> Any:
-    """The JSON value of `name`; `default` if it is absent.
+def field(
+    path: str | os.PathLike[str], metadata: Mapping[str, str], name: str, kind: Any = Any, default: Any = ...
+) -> Any:
+    """The JSON value of `name` as `kind` (see `schema`); `default` if it is absent.
 
     Raises:
-        WeightsError: the field is absent and has no default, or is not JSON.
+        WeightsError: the field is absent and has no default, or is not JSON of that kind.
     """
     if name not in metadata:
         if default is ...:
@@ -51,11 +55,9 @@ def field(path: str | os.PathLike[str], metadata: Mapping[str, str], name: str, 
             )
         return default
     try:
-        return json.loads(metadata[name])
-    except json.JSONDecodeError as error:
-        raise WeightsError(
-            f"{path}: the metadata field {name!r} should be JSON, but {error.msg} at {error.pos}."
-        ) from error
+        return read(kind, parse_json(metadata[name]))
+    except MalformedError as error:
+        raise WeightsError(f"{path}: the metadata field {name!r} cannot be used: {error}.") from error
 
 
 def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], kind: str) -> int:
@@ -65,8 +67,8 @@ def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], kin
         WeightsError: it was written by a newer release, or states no whole number.
     """
     text = metadata.get("version", "")
-    if not text.isdecimal():
-        raise WeightsError(f"{path}: the metadata field 'version' should be a whole number, found {text!r}.")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise WeightsError(f"{path}: the metadata field 'version' should be a whole number, found {text[:60]!r}.")
     if int(text) > VERSIONS[kind]:
         raise WeightsError(
             f"{path} is a {kind} file of version {text}; this release reads up to {VERSIONS[kind]}. Update the project."
@@ -75,7 +77,7 @@ def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], kin
 
 
 def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a `.safetensors` file under a temporary name and rename it.
+    """Write a `.safetensors` file, whole or not at all.
 
     Args:
         path: ends in `.safetensors`.
@@ -84,19 +86,10 @@ def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]
 
     Raises:
         ResourceError: the folder cannot be written to or the disk is full.
-        SettingsError: `path` has another suffix.
+        SettingsError: `path` has another suffix, or a weight is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    if not str(path).endswith(".safetensors"):
-        raise SettingsError(f"{path}: a weights file of this project must end in .safetensors.")
-    ready = _apart(tensors)
-    with atomic_write(path) as temporary:
-        try:
-            save_file(ready, str(temporary), dict(metadata))
-        except SafetensorError as error:
-            raise _as_os_error(error, temporary) from error
+    slots = slots_of(tensors)
+    write_stream(Path(path), slots, ((key, tensors[key]) for key in slots), metadata)
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -116,25 +109,6 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
             f"The weight {broken} is not finite as {dtype}; it was not saved. Check the training or use float32."
         )
     return result
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous on the CPU, copied where memory is shared: safetensors takes no views and no tensor twice."""
-    ready: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for key, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.numel() * tensor.element_size() or storage.data_ptr() in taken:
-            tensor = tensor.clone()
-        taken.add(tensor.untyped_storage().data_ptr())
-        ready[key] = tensor
-    return ready
-
-
-def _as_os_error(error: Exception, temporary: os.PathLike[str]) -> OSError:
-    """safetensors reports a full disk as its own error; `atomic_write` speaks about OSErrors."""
-    return OSError(0, str(error), str(temporary))
 
 
 def as_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -5,26 +5,34 @@ Canonical keys are the published RAM keys that inference needs; adapters are mer
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from ..dape import DAPE, DAPEConfig, Vocabulary, merge_published_lora
 from ..dape.lora import SCALING, peft_lora_to_published
-from ..errors import SettingsError, WeightsError
+from ..errors import SettingsError
 from . import metadata, sources
+from .border import one_sentence
 from .detect import FileKind, Kind, require
 from .quantized import dequantized
+from .schema import Number, Size
 from .tensorfile import Header, load_tensors
 
 _NEEDED = ("visual_encoder.", "tagging_head.", "label_embed", "wordvec_proj.", "fc.", "image_proj.")
 _COMPUTED = ("relative_position_index", "attn_mask")
 _OLD_HEAD = "vision_multi"
+
+
+class _Adapter(TypedDict, total=False):
+    """What is read back of peft's config."""
+
+    r: Size
+    lora_alpha: Number
 
 
 def canonical_key(key: str) -> str | None:
@@ -54,9 +62,9 @@ def read_ram(
     state = {canonical_key(key) or key: tensor for key, tensor in tensors.items()}
     if adapter is not None:
         lora, scaling = read_adapter(adapter)
-        with _named(adapter):
+        with one_sentence(adapter, sources.DAPE_LORA):
             state = merge_published_lora(state, lora, scaling=scaling)
-    with _named(path):
+    with one_sentence(path, sources.RAM):
         config = DAPEConfig.from_state_dict(state, image_size=_image_size(header))
         return DAPE.from_state_dict(metadata.as_dtype(state, dtype), config)
 
@@ -71,7 +79,7 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], float
     tensors = load_tensors(path)
     if found.kind is Kind.DAPE_LORA:
         return tensors, SCALING
-    with _named(path):
+    with one_sentence(path):
         return peft_lora_to_published(tensors), _peft_scaling(path, found)
 
 
@@ -144,8 +152,8 @@ def read_dape(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float3
     """
     header = require(path, sources.DAPE, Kind.DAPE).header
     metadata.check_version(path, header.metadata, metadata.DAPE)
-    config = metadata.field(path, header.metadata, "config")
-    with _named(path):
+    config = metadata.field(path, header.metadata, "config", dict)
+    with one_sentence(path, sources.DAPE):
         vocabulary = Vocabulary.from_metadata(header.metadata)
         state = metadata.as_dtype(dequantized(load_tensors(path)), dtype)
         dape = DAPE.from_state_dict(state, DAPEConfig.from_dict(config))
@@ -157,21 +165,11 @@ def read_dape(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float3
 
 def _image_size(header: Header) -> int | None:
     """The input side in pixels, from the number of windows that the first shifted block's mask was computed for."""
-    mask = header.shape("visual_encoder.layers.0.blocks.1.attn_mask")
-    patch = header.shape("visual_encoder.patch_embed.proj.weight")
-    return math.isqrt(mask[0] * mask[1]) * patch[-1] if mask and patch else None
+    mask = "visual_encoder.layers.0.blocks.1.attn_mask"
+    patch = header.side("visual_encoder.patch_embed.proj.weight", 3)
+    return math.isqrt(header.side(mask, 0) * header.side(mask, 1)) * patch or None
 
 
 def _peft_scaling(path: str | os.PathLike[str], found: FileKind) -> float:
-    config = metadata.field(path, found.header.metadata, "config", {})
-    rank = config.get("r", found.sizes["rank"])
-    return float(config["lora_alpha"]) / rank if "lora_alpha" in config else SCALING
-
-
-@contextlib.contextmanager
-def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give errors about contents the name of the file they came from."""
-    try:
-        yield
-    except (WeightsError, SettingsError) as error:
-        raise WeightsError(f"{path}: {error}") from error
+    config = metadata.field(path, found.header.metadata, "config", _Adapter, {})
+    return config["lora_alpha"] / config.get("r", found.sizes["rank"]) if "lora_alpha" in config else SCALING

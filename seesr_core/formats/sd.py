@@ -8,21 +8,24 @@ settings, vocabulary, noise schedule. What the text needs is a tensor as well, s
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError, WeightsError
-from . import metadata, sources
+from . import configs, metadata, sources
+from .border import one_sentence
 from .detect import Kind, require
 from .ldm import taesd_from_ldm, taesd_to_ldm, unet_from_ldm, unet_to_ldm
-from .tensorfile import load_tensors
+from .schema import MalformedError, Whole, parse_json, read
+from .tensorfile import Header, load_tensors
 from .unet_config import check_host_can_read, unet_config_from_ldm
 
 UNET = "model.diffusion_model."
@@ -79,6 +82,19 @@ class TokenizerFiles:
         (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *self.merges, ""]), encoding="utf-8")
         config = {"tokenizer_class": "CLIPTokenizer", **self.config}
         (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+class _PackedTokenizer(TypedDict):
+    vocab: dict[str, Whole]
+    merges: list[str]
+    config: configs.Tokenizer
+
+
+class _PackedText(TypedDict):
+    """What `pack_text` packs."""
+
+    text_config: configs.TextEncoder
+    tokenizer: _PackedTokenizer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -179,21 +195,33 @@ def read_base(path: str | os.PathLike[str]) -> BaseParts:
     """
     header = require(path, sources.BASE_FILE, Kind.BASE).header
     metadata.check_version(path, header.metadata, metadata.BASE)
+    with one_sentence(path, sources.BASE_FILE):
+        return _parts(path, header)
+
+
+def _parts(path: str | os.PathLike[str], header: Header) -> BaseParts:
     tensors = load_tensors(path)
     unet = _below(tensors, UNET)
     unet_config = unet_config_from_ldm({key: tuple(t.shape) for key, t in unet.items()}, path)
     vae, text_state = _below(tensors, VAE), _below(tensors, TEXT)
     scale = float(vae["vae_scale"]) if "vae_scale" in vae else SD_LATENT_SCALE
+    if not 0 < scale < math.inf:
+        raise sources.unfit(
+            path, f"the scale of its latents should be a number above 0, found {scale}", sources.BASE_FILE
+        )
     return BaseParts(
         unet_config=unet_config,
         unet_state=unet_from_ldm(unet, unet_config),
         vae_config={"_class_name": "AutoencoderTiny", "scaling_factor": round(SD_LATENT_SCALE / scale, 6)},
         vae_state=taesd_from_ldm(vae),
-        text_config={**metadata.field(path, header.metadata, "text_config"), **_text_sizes(text_state, path)},
+        text_config={
+            **metadata.field(path, header.metadata, "text_config", configs.TextEncoder),
+            **_text_sizes(text_state, path),
+        },
         text_state=text_state,
         tokenizer=_tokenizer(path, header.metadata),
-        scheduler=metadata.field(path, header.metadata, "scheduler"),
-        info=metadata.field(path, header.metadata, "info", {}),
+        scheduler=metadata.field(path, header.metadata, "scheduler", configs.Scheduler),
+        info=metadata.field(path, header.metadata, "info", dict[str, Any], {}),
     )
 
 
@@ -210,9 +238,9 @@ def unpack_text(packed_N: Tensor) -> tuple[dict[str, Any], TokenizerFiles]:
         WeightsError: the bytes are something else.
     """
     try:
-        entries = json.loads(bytes(packed_N.cpu().tolist()).decode("utf-8"))
-        return dict(entries["text_config"]), TokenizerFiles(**entries["tokenizer"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = read(_PackedText, parse_json(bytes(packed_N.cpu().to(torch.uint8).flatten().numpy())))
+        return dict(found["text_config"]), TokenizerFiles(**found["tokenizer"])
+    except MalformedError as error:
         raise WeightsError(
             f"The tokenizer in {TEXT_JSON} cannot be read ({error}): the file is damaged. Get it again."
         ) from error
@@ -231,9 +259,9 @@ def _fields(parts: BaseParts) -> dict[str, Any]:
 
 def _tokenizer(path: str | os.PathLike[str], fields: Mapping[str, str]) -> TokenizerFiles:
     return TokenizerFiles(
-        vocab=metadata.field(path, fields, "tokenizer_vocab"),
-        merges=metadata.field(path, fields, "tokenizer_merges"),
-        config=metadata.field(path, fields, "tokenizer_config"),
+        vocab=metadata.field(path, fields, "tokenizer_vocab", dict[str, Whole]),
+        merges=metadata.field(path, fields, "tokenizer_merges", list[str]),
+        config=metadata.field(path, fields, "tokenizer_config", configs.Tokenizer),
     )
 
 

@@ -38,7 +38,8 @@ def unet_config_from_ldm(shapes: Shapes, path: str | os.PathLike[str]) -> dict[s
     levels = _levels(shapes, path)
     attention = [level.depth > 0 for level in levels]
     first_text = next((key for key in shapes if key.endswith("attn2.to_k.weight")), None)
-    if first_text is None or "middle_block.1.proj_in.weight" not in shapes:
+    needed = ("input_blocks.0.0.weight", "out.2.weight", "middle_block.1.proj_in.weight")
+    if first_text is None or any(len(shapes.get(key, ())) < 2 for key in (*needed, first_text)):
         raise WeightsError(f"{path}: expected a U-Net with text attention in its middle block, found none.")
     channels = [level.channels for level in levels]
     return {
@@ -103,7 +104,7 @@ def _levels(shapes: Shapes, path: str | os.PathLike[str]) -> list[_Level]:
 
 
 def _add_layer(level: _Level, shapes: Shapes, block: int, path: str | os.PathLike[str]) -> None:
-    channels = shapes[f"input_blocks.{block}.0.out_layers.3.weight"][0]
+    channels = (shapes[f"input_blocks.{block}.0.out_layers.3.weight"] or (0,))[0]
     depth = 0
     while f"input_blocks.{block}.1.transformer_blocks.{depth}.attn1.to_q.weight" in shapes:
         depth += 1

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ImageError, ResourceError
-from ..runtime.files import atomic_write
+from ..runtime.files import whole_file
 from ..runtime.memory import require_disk
 from .sizes import Size
 
@@ -129,5 +129,5 @@ def save_picture(path: str | os.PathLike[str], picture: Image.Image, *, icc: byt
     # In memory first: of a disk that fills up, Pillow's encoders only say "encoder error -2".
     encoded = io.BytesIO()
     picture.save(encoded, kind.name, **kind.options, **profile)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+    with whole_file(path) as handle:
+        handle.write(encoded.getbuffer())

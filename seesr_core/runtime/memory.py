@@ -157,7 +157,12 @@ def one_sentence_when_exhausted(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch's CPU allocator and its CUDA one have a RuntimeError each; only their text is common to all versions.
-        if not isinstance(error, MemoryError) and not _EXHAUSTED.search(str(error)):
+        if not is_exhaustion(error):
             raise
         raise ResourceError(f"The memory is exhausted: {advice}.") from error
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether an error says that memory is exhausted."""
+    # torch's CPU allocator and its CUDA one have a RuntimeError each; only their text is common to all versions.
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_EXHAUSTED.search(str(error))))
