@@ -30,7 +30,7 @@ class Stream:
     """Dropout, by step (or by part of a batch)."""
 
     STAGE1_DEGRADATION = 3
-    """By image."""
+    """How stage 1 degrades a crop, by image."""
     STAGE1_ADAPTER = 5
     """Start of the adapter."""
     STAGE1_SHOWN = 6
@@ -39,7 +39,7 @@ class Stream:
     STAGE2_WEIGHTS = 6
     """Start of RCA and of the image encoder."""
     STAGE2_DEGRADATION = 7
-    """By image."""
+    """How stage 2 degrades a crop, by image."""
     POSTERIOR = 8
     """Latents drawn from the autoencoder's posterior, by image."""
     DENOISING = 10

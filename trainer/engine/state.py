@@ -17,11 +17,11 @@ class State:
     """The tensors of a run: what is trained, its moving average, and the optimizer's moments."""
 
     parameters: Mapping[str, Tensor]
-    """By name."""
+    """Trained parameters by name."""
     average: dict[str, Tensor]
-    """By name; empty without moving average."""
+    """Moving average of the parameters by name; empty without one."""
     optimizer: torch.optim.Optimizer
-    """Over `parameters`."""
+    """Optimizer of `parameters`."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, complete and on the CPU; with sharded parameters every process has to ask."""
