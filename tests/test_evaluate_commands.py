@@ -26,6 +26,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("trainer.evaluate", "--html-pictures"),
         ("trainer.evaluate.ablation", "--pairs"),
+        ("trainer.evaluate.grounding", "--boxes"),
         ("trainer.evaluate.dape", "--train-photos"),
         ("trainer.evaluate.degrade", "--photos"),
         ("trainer.make_testset", "--expect"),

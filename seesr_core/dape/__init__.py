@@ -1,6 +1,7 @@
 """DAPE, the degradation-aware prompt extractor: tags and soft prompt of a photo."""
 
 from .encoder import SwinConfig
+from .grounding import ground
 from .head import HeadConfig
 from .lora import merge_published_lora
 from .model import DAPE, DAPEConfig, DAPEOutput
@@ -15,6 +16,7 @@ __all__ = [
     "SwinConfig",
     "Tag",
     "Vocabulary",
+    "ground",
     "merge_published_lora",
     "prepare",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -84,6 +85,11 @@ class CrossAttentionCore(nn.Module):
         k, v = self._split(self.key(tokens_BLE)), self._split(self.value(tokens_BLE))
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return rearrange(out, "b h n d -> b n (h d)")
+
+    def shares(self, tags_BND: Tensor, tokens_BLE: Tensor) -> Tensor:
+        """How a tag's attention is shared out among the tokens, (B, h, N, L) float32; every row sums to 1."""
+        q, k = self._split(self.query(tags_BND)).float(), self._split(self.key(tokens_BLE)).float()
+        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
 
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
@@ -168,3 +174,15 @@ class TaggingHead(nn.Module):
     def forward(self, tags_ND: Tensor, tokens_BLE: Tensor) -> Tensor:
         """(N, D) and (B, L, E) to (B, N, D); the tags are shared by the batch until they first meet an image."""
         return self.encoder(tags_ND[None], tokens_BLE)
+
+    def shares(self, tags_ND: Tensor, tokens_BLE: Tensor) -> Tensor:
+        """Where every layer looks for each tag: (layers, B, h, N, L) float32, shares of the image tokens.
+
+        Tags do not attend to each other, so that some tags give the same shares as all of them.
+        """
+        tags_BND, found = tags_ND[None], list[Tensor]()
+        for layer in self.encoder.layer:
+            assert isinstance(layer, HeadLayer)
+            found.append(layer.crossattention.self.shares(tags_BND, tokens_BLE))
+            tags_BND = layer(tags_BND, tokens_BLE)
+        return torch.stack(found)

@@ -6,7 +6,7 @@ published RAM keys that inference needs. Shape letters: B batch, L tokens, D the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -136,10 +136,24 @@ class DAPE(nn.Module):
         """ImageNet-normalised (B, 3, size, size) to the soft prompt (B, L, D)."""
         return self.image_proj(self.visual_encoder(x_B3HW))
 
-    def tag_logits(self, tokens_BLD: Tensor) -> Tensor:
-        """Soft prompt (B, L, D) to tag logits (B, N)."""
-        tags_ND = F.relu(self.wordvec_proj(self.label_embed))
-        return self.fc(self.tagging_head(tags_ND, tokens_BLD)).squeeze(-1)
+    def tag_logits(self, tokens_BLD: Tensor, tags: Sequence[int] | None = None) -> Tensor:
+        """Soft prompt (B, L, D) to tag logits (B, N): of all tags, or of those at some places in the vocabulary.
+
+        Tags do not see each other, so that some have the same logits as among all.
+        """
+        queries = self._queries(slice(None) if tags is None else list(tags))
+        return self.fc(self.tagging_head(queries, tokens_BLD)).squeeze(-1)
+
+    def tag_attention(self, tokens_BLD: Tensor, tags: Sequence[int]) -> Tensor:
+        """Where the head looks for some tags, given by their places in the vocabulary: (layers, B, heads, N, L).
+
+        Float32 shares of the soft prompt's tokens, see `TaggingHead.shares`. Nothing of it is computed otherwise.
+        """
+        return self.tagging_head.shares(self._queries(list(tags)), tokens_BLD)
+
+    def _queries(self, tags: list[int] | slice) -> Tensor:
+        """What the head asks the image: (N, hidden)."""
+        return F.relu(self.wordvec_proj(self.label_embed[tags]))
 
     def forward(self, x_B3HW: Tensor) -> DAPEOutput:
         """ImageNet-normalised (B, 3, size, size) to both prompts."""

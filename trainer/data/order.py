@@ -74,6 +74,8 @@ class Stream:
     """Where test photos are cropped, by name."""
     SEMANTICS_INTERVAL = 26
     """Resampling of photos in `trainer.evaluate.semantics`."""
+    GROUNDING = 27
+    """Partners and resampling of photos in `trainer.evaluate.grounding`, by use."""
 
 
 def seeded(*numbers: int) -> torch.Generator:

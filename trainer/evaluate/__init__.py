@@ -5,5 +5,6 @@ python -m trainer.evaluate sets --pairs DIR … --originals DIR … --photos DIR
 python -m trainer.evaluate semantics --sr DIR --hr DIR --tagger FILE --json REPORT
 python -m trainer.evaluate.degrade --photos LIST --out DIR
 python -m trainer.evaluate.dape --tagger FILE --dape FILE --photos LIST --json REPORT
+python -m trainer.evaluate.grounding --tagger FILE --photos LIST --json REPORT
 python -m trainer.evaluate.ablation --hr DIR --lr DIR --out DIR
 """

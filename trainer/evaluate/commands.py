@@ -10,7 +10,7 @@ import tyro
 
 from ..engine import command
 from .quality import folders
-from .semantics import dape
+from .semantics import dape, grounding
 from .semantics import folders as semantics
 from .study import ablation
 from .testsets import make, sets
@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[type, Callable[[Any], None]]] = {
     "testset": (make.Options, make.command),
     "degrade": (make.SquareOptions, make.command),
     "dape": (dape.Options, dape.command),
+    "grounding": (grounding.Options, grounding.command),
     "ablation": (ablation.Options, ablation.command),
 }
 """Options and action of every command. A new one is a line here."""
