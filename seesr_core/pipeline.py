@@ -18,7 +18,8 @@ from torch import Tensor
 from .dape import Tag, prepare
 from .errors import ImageError
 from .method.denoiser import Denoiser
-from .method.sampling import StepNoise, sample, start_latent
+from .method.guidance import FaithfulDenoiser
+from .method.sampling import Denoise, StepNoise, sample, start_latent
 from .method.schedule import start_for
 from .method.text import compose_prompt, encode_prompts
 from .models import Models
@@ -27,6 +28,7 @@ from .pictures.sizes import prepare as prepare_image
 from .report import Report
 from .runtime.memory import Meter, one_sentence_when_exhausted
 from .runtime.planning import count_tiles, default_tile_batch, require_resources
+from .semantics import Semantics, SemanticsReader
 from .settings import UpscaleSettings
 from .tiling.autoencoder import decode_tiled, encode_tiled
 from .tiling.grid import PIXELS_PER_CELL, TiledDenoiser
@@ -105,10 +107,11 @@ class SeeSRPipeline:
             states = self.encode_text([settings.negative, *texts])
         with meter.phase("prepare"):
             prepared = self.prepare(lr_photos, settings)
+            semantics = self.place(lr_photos, prompts, texts, prepared, settings)
         with meter.phase("encode"):
-            z_lr = self.encode(prepared, settings) if settings.start == "lr" else None
+            z_lr = self.encode(prepared, settings) if settings.start == "lr" or settings.fidelity > 0 else None
         with meter.phase("sample"):
-            latent = self.sample(prepared, z_lr, states, prompts.soft_prompt, settings)
+            latent = self.sample(prepared, z_lr, states, prompts.soft_prompt, settings, semantics)
         with meter.phase("decode"):
             decoded = self.decode(latent, settings)
         with meter.phase("finish"):
@@ -133,6 +136,26 @@ class SeeSRPipeline:
         """The text of each photo."""
         names = [[tag.name for tag in tags] if settings.use_tags else [] for tags in prompts.tags]
         return [compose_prompt(tags, settings.prompt, settings.added_prompt) for tags in names]
+
+    def place(
+        self,
+        photos: Sequence[Image.Image],
+        prompts: Prompts,
+        texts: Sequence[str],
+        prepared: Tensor,
+        settings: UpscaleSettings,
+    ) -> Semantics:
+        """What acts where, for photos whose prompts and prepared pictures (B, 3, H, W) are known."""
+        reader = SemanticsReader(
+            models=self.models,
+            settings=settings,
+            photos=photos,
+            tags=prompts.tags if settings.use_tags else [[] for _ in photos],
+            texts=texts,
+            soft_prompt=prompts.soft_prompt,
+            size=(prepared.shape[-2] // PIXELS_PER_CELL, prepared.shape[-1] // PIXELS_PER_CELL),
+        )
+        return reader.read()
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text states (N, L, D), float32 on the CPU."""
@@ -162,15 +185,17 @@ class SeeSRPipeline:
         states: Tensor,
         soft_prompt: Tensor | None,
         settings: UpscaleSettings,
+        semantics: Semantics | None = None,
     ) -> Tensor:
         """Denoised latents (B, 4, h, w).
 
         Args:
             prepared: uint8 (B, 3, 8h, 8w).
-            z_lr: scaled LR latents; None starts from noise.
+            z_lr: scaled LR latents, for the LR start and the fidelity dial; None does without.
             states: text states (1 + B, L, D), those of the negative prompt first.
             soft_prompt: (B, L, D).
             settings: start, schedule, solver, guidance, strengths, tiles.
+            semantics: what acts where; None: everything everywhere.
         """
         batch, _, height, width = prepared.shape
         noise = StepNoise.from_seed(settings.seed, batch)
@@ -178,12 +203,19 @@ class SeeSRPipeline:
         like = torch.empty(batch, channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
         start_timestep = start_for(settings.denoised_timesteps(), settings.start_timestep)
         start = start_latent(noise(like), point=settings.start, z_lr=z_lr, start_timestep=start_timestep)
-        denoise = self._denoiser(prepared, states, soft_prompt, settings)
         timesteps = settings.denoised_timesteps()
+        denoise: Denoise = self._denoiser(prepared, states, soft_prompt, settings, semantics or Semantics())
+        if settings.fidelity > 0 and z_lr is not None:
+            denoise = FaithfulDenoiser(denoise=denoise, z_lr=z_lr, timesteps=timesteps, fidelity=settings.fidelity)
         return sample(denoise, start, timesteps=timesteps, noise_source=noise, solver=settings.solver)
 
     def _denoiser(
-        self, prepared: Tensor, states: Tensor, soft_prompt: Tensor | None, settings: UpscaleSettings
+        self,
+        prepared: Tensor,
+        states: Tensor,
+        soft_prompt: Tensor | None,
+        settings: UpscaleSettings,
+        semantics: Semantics,
     ) -> TiledDenoiser:
         models, batch = self.models, len(prepared)
         denoiser = Denoiser(
@@ -196,11 +228,20 @@ class SeeSRPipeline:
             cfg=settings.cfg,
             control_scale=settings.control_scale,
             rca_scale=settings.rca_scale,
+            regions=semantics.regions,
+            share=semantics.share,
         )
         tile_batch = settings.tile_batch or default_tile_batch(models.device)
         counter = self._counter(prepared.shape[-2:], settings, tile_batch)
         return TiledDenoiser(
-            denoise=PlacedDenoiser(denoiser=denoiser, device=models.device, dtype=models.dtype, on_call=counter),
+            denoise=PlacedDenoiser(
+                denoiser=denoiser,
+                device=models.device,
+                dtype=models.dtype,
+                text=semantics.text,
+                soft=semantics.soft,
+                on_call=counter,
+            ),
             tile=settings.tile // PIXELS_PER_CELL,
             overlap=settings.overlap // PIXELS_PER_CELL,
             tile_batch=tile_batch,

@@ -9,9 +9,11 @@ from typing import Any
 
 from .errors import SettingsError
 from .method.color import COLOR_FIXES, ColorFix
+from .method.guidance import SPATIAL_GUIDANCE, SpatialGuidance
 from .method.sampling import SOLVERS, START_POINTS, Solver, StartPoint
 from .method.schedule import LAST_TIMESTEP, SPACINGS, Spacing, timesteps
 from .pictures.sizes import MULTIPLE
+from .tiling.prompts import LOCAL_PROMPTS, LocalPrompts
 
 MAX_SCALE = 64.0
 MAX_SEED = 2**63 - 1
@@ -63,6 +65,14 @@ class UpscaleSettings:
     """Strength of the ControlNet; 0 leaves it out."""
     rca_scale: float = 1.0
     """Strength of the soft prompt; 0 leaves it out."""
+    local_prompts: LocalPrompts = "off"
+    """What every tile of a large result reads in its own part of the photo, beside the whole photo's prompts."""
+    region_strength: float = 0.0
+    """How strictly a tag's words act only where the tag is; 0 lets them act everywhere."""
+    spatial_cfg: SpatialGuidance = "off"
+    """"auto" guides only where some tag is."""
+    fidelity: float = 0.0
+    """How near the result stays to the photo, 0 to 1; 0 leaves the model free."""
 
     def __post_init__(self) -> None:
         try:
@@ -78,7 +88,8 @@ class UpscaleSettings:
         _within("seed", self.seed, 0, MAX_SEED)
         _within("tile batch", self.tile_batch, 0, 1024)
         _within("minimum size", self.min_size, 0, 4096)
-        for name in ("threshold", "control_scale", "rca_scale"):
+        _within("fidelity", self.fidelity, 0.0, 1.0)
+        for name in ("threshold", "control_scale", "rca_scale", "region_strength"):
             _within(name.replace("_", " "), getattr(self, name), 0.0, 10.0)
         for name, length in (("tile", self.tile), ("VAE tile", self.vae_tile)):
             _within(name, length, 8 * MULTIPLE, 65536)
@@ -92,6 +103,8 @@ class UpscaleSettings:
         _one_of("solver", self.solver, SOLVERS)
         _one_of("spacing", self.spacing, SPACINGS)
         _one_of("colour fix", self.color_fix, COLOR_FIXES)
+        _one_of("local prompts", self.local_prompts, LOCAL_PROMPTS)
+        _one_of("spatial cfg", self.spatial_cfg, SPATIAL_GUIDANCE)
         if self.start == "noise" and self.start_timestep != LAST_TIMESTEP:
             raise SettingsError(
                 f"Start 'noise' is pure noise, so the start timestep must be {LAST_TIMESTEP}, not "

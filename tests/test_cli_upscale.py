@@ -107,10 +107,13 @@ def test_every_flag_is_understood(model: Path, source: Path, tmp_path: Path) -> 
     tiles = ["--tile", 64, "--overlap", 8, "--tile-batch", 2, "--vae-tile", 128]
     strengths = ["--control-scale", 0.5, "--rca-scale", 0.5, "--threshold", 0.9, "--color-fix", "wavelet"]
     report = tmp_path / "r.json"
-    options = [*text, *sampling, *tiles, *strengths, "--frame", 0, "--json", report]
+    places = ["--local-prompts", "both", "--region-strength", 0.5, "--spatial-cfg", "auto", "--fidelity", 0.25]
+    options = [*text, *sampling, *tiles, *strengths, *places, "--frame", 0, "--json", report]
     assert run(model, source, tmp_path / "out.webp", *options) == 0
     told = json.loads(report.read_text())
     assert (told["timesteps"], told["tiles"], told["prompt"][-5:]) == ([249], 2, ", a,b")
+    placed = {name: told["settings"][name] for name in ("local_prompts", "region_strength", "spatial_cfg", "fidelity")}
+    assert list(placed.values()) == ["both", 0.5, "auto", 0.25]
 
 
 def test_a_folder_goes_on_past_bad_photos_and_lists_them(

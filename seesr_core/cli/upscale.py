@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from ..method.color import COLOR_FIXES
+from ..method.guidance import SPATIAL_GUIDANCE
 from ..method.sampling import SOLVERS, START_POINTS
 from ..method.schedule import SPACINGS
 from ..model_files import NANO
@@ -24,6 +25,7 @@ from ..report import Report
 from ..runtime.devices import AUTO, DTYPES
 from ..runtime.files import atomic_write
 from ..settings import UpscaleSettings
+from ..tiling.prompts import LOCAL_PROMPTS
 from .console import is_terminal, progress_bar, say
 from .failures import Failures
 from .jobs import Job, UpscaleJobs, plan_upscale
@@ -51,6 +53,10 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--threshold", {"type": float, "metavar": "X", "help": "factor on every tag's own threshold (1)"}),
     ("--control-scale", {"type": float, "metavar": "X", "help": "strength of the ControlNet (1)"}),
     ("--rca-scale", {"type": float, "metavar": "X", "help": "strength of the soft prompt (1)"}),
+    ("--local-prompts", {"choices": LOCAL_PROMPTS, "help": "what each tile reads in its own part of the photo (off)"}),
+    ("--region-strength", {"type": float, "metavar": "X", "help": "how strictly tags act only where they are (0)"}),
+    ("--spatial-cfg", {"choices": SPATIAL_GUIDANCE, "help": "auto: guide only where some tag is (off)"}),
+    ("--fidelity", {"type": float, "metavar": "F", "help": "0 to 1: how near the result stays to the photo (0)"}),
 )
 """One for each setting; what is not given is the model's choice."""
 

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .guidance import guided, targeted
+from .regions import Regions
+
 
 def predict_noise(
     unet: Any,
@@ -20,6 +23,7 @@ def predict_noise(
     soft_prompt: Tensor | None = None,
     control_scale: float = 1.0,
     rca_scale: float = 1.0,
+    regions: Regions | None = None,
 ) -> Tensor:
     """ε_θ(x, t) of one pass of the networks, in the dtype that the U-Net computes in (paper, figure 2).
 
@@ -33,8 +37,11 @@ def predict_noise(
         soft_prompt: DAPE's tokens (B, L, D); None leaves RCA out of both networks.
         control_scale: multiplies every residual of the ControlNet; 0 does not run it.
         rca_scale: 0 leaves RCA out, 1 is the trained network.
+        regions: where words act, in both networks' text attention; None: everywhere.
     """
-    extra = {} if soft_prompt is None else {"soft_prompt": soft_prompt, "rca_scale": rca_scale}
+    extra: dict[str, Any] = {} if soft_prompt is None else {"soft_prompt": soft_prompt, "rca_scale": rca_scale}
+    if regions is not None:
+        extra["regions"] = regions
     down = mid = None
     if controlnet is not None and control_scale != 0:
         down, mid = controlnet(x, t, text, image, control_scale, cross_attention_kwargs=extra, return_dict=False)
@@ -77,6 +84,10 @@ class Denoiser:
     """Multiplies every residual of the ControlNet."""
     rca_scale: float = 1.0
     """0 leaves RCA out, 1 is the trained network."""
+    regions: Regions | None = None
+    """Where the words of the positive half act; None: everywhere."""
+    share: Tensor | None = None
+    """Share of the guidance of each cell, (B, 1, h, w); None: all of it everywhere."""
 
     def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Predict the noise of `x` (B, C, h, w), float32."""
@@ -91,8 +102,9 @@ class Denoiser:
             soft_prompt=None if self.soft_prompt is None else self.soft_prompt.repeat(len(halves), 1, 1),
             control_scale=self.control_scale,
             rca_scale=self.rca_scale,
+            regions=self.regions and self.regions.beside(len(x) * (len(halves) - 1)),
         ).float()
         if self.cfg <= 1:
             return eps
         eps_neg, eps_pos = eps.chunk(2)
-        return eps_neg + self.cfg * (eps_pos - eps_neg)
+        return guided(eps_neg, eps_pos if self.share is None else targeted(eps_neg, eps_pos, self.share), self.cfg)

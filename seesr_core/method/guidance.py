@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
+
+from .schedule import acp_at, sigma_from_acp, x0_from_eps
+
+SpatialGuidance = Literal["off", "auto"]
+SPATIAL_GUIDANCE: tuple[SpatialGuidance, ...] = ("off", "auto")
 
 DECAY = 4.0
 """How the fidelity dial falls with the noise, if nothing else is asked for: as in SUPIR (Yu et al., CVPR 2024)."""
@@ -64,6 +71,27 @@ def pulled_noise(eps: Tensor, x: Tensor, z_lr: Tensor, share: float, acp: float)
     """
     if share == 0:
         return eps
-    x0 = (x.float() - (1.0 - acp) ** 0.5 * eps.float()) / acp**0.5
-    x0 = pulled(x0, z_lr.float(), share)
+    x0 = pulled(x0_from_eps(x.float(), eps.float(), acp), z_lr.float(), share)
     return ((x.float() - acp**0.5 * x0) / (1.0 - acp) ** 0.5).to(eps.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaithfulDenoiser:
+    """A denoiser (x, t) -> ε whose clean latents are pulled to the photo's by the fidelity dial."""
+
+    denoise: Callable[[Tensor, int], Tensor]
+    """Predicts the noise."""
+    z_lr: Tensor
+    """Scaled latents of the prepared photos, (B, C, h, w)."""
+    timesteps: Sequence[int]
+    """Of the run, falling."""
+    fidelity: float
+    """0 gives the prediction back as it is."""
+    decay: float = DECAY
+    """The larger, the earlier the pull ends."""
+
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        """The noise that implies the pulled clean latents, in the prediction's dtype."""
+        sigma_max = sigma_from_acp(acp_at(self.timesteps[0]))
+        share = pull(self.fidelity, self.decay, sigma_from_acp(acp_at(t)), sigma_max)
+        return pulled_noise(self.denoise(x, t), x, self.z_lr.to(x.device), share, acp_at(t))

@@ -7,7 +7,8 @@ neighbour in it. The soft prompt travels in `cross_attention_kwargs`, so the net
 
     unet(x, t, text, cross_attention_kwargs={"soft_prompt": tokens_BLD, "rca_scale": 1.0})
 
-Without `soft_prompt` the network is the one without RCA, bit for bit.
+Without `soft_prompt` the network is the one without RCA, bit for bit. A further entry, `regions` (`regions.Regions`),
+makes the text transformers heed words where they belong; it stands here since it, too, must know each place's map.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ def _site_class() -> type:
             attention_kwargs = dict(kwargs.pop("cross_attention_kwargs", None) or {})
             soft_prompt = attention_kwargs.pop("soft_prompt", None)
             scale = attention_kwargs.pop("rca_scale", 1.0)
+            regions = attention_kwargs.pop("regions", None)
+            if regions is not None:
+                # A bias of three dimensions goes to the text attention as it is, one row for each place of the map.
+                kwargs["encoder_attention_mask"] = regions.bias(*hidden_states.shape[-2:]).to(hidden_states)
             kwargs |= {"cross_attention_kwargs": attention_kwargs or None, "return_dict": False}
             (x,) = super().forward(hidden_states, *args, **kwargs)
             if soft_prompt is None or scale == 0:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dape.vocabulary import SEPARATOR
 from ..errors import SettingsError
 from ..tiling.grid import Tile
 
@@ -109,6 +110,15 @@ def tag_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
+def joined_spans(tags: Sequence[str]) -> list[tuple[int, int]]:
+    """The same for a text that begins with `tags` as they are joined in a prompt, whatever signs they hold."""
+    spans, start = list[tuple[int, int]](), 0
+    for tag in tags:
+        spans.append((start, start + len(tag)))
+        start += len(tag) + len(SEPARATOR)
+    return spans
+
+
 def number_tokens(text: str, spans: Sequence[tuple[int, int]], count_tokens: Callable[[str], int]) -> list[int]:
     """For each token of a text the number of the tag it belongs to, from 1 on, or `EVERYWHERE`.
 
@@ -125,7 +135,7 @@ def number_tokens(text: str, spans: Sequence[tuple[int, int]], count_tokens: Cal
     return numbers
 
 
-def attention_bias(masks_BNhw: Tensor, numbers_BL: Tensor, strength: float) -> Tensor:
+def attention_bias(masks_BNhw: Tensor, numbers_BL: Tensor, strength: float | Tensor) -> Tensor:
     """What is added to the text attention's logits, (B, h · w, L): strength · log(mask), 0 for words without a mask.
 
     So the attention that a cell pays to a word is multiplied by mask^strength before all are normalised.
@@ -133,9 +143,10 @@ def attention_bias(masks_BNhw: Tensor, numbers_BL: Tensor, strength: float) -> T
     Args:
         masks_BNhw: in [0, 1], taken as at least `FLOOR`.
         numbers_BL: for each token `EVERYWHERE` or the number of its mask, from 1 on.
-        strength: 0 changes nothing.
+        strength: one for all or one for each picture (B,); 0 changes nothing.
     """
-    logs = masks_BNhw.float().clamp_min(FLOOR).log().flatten(2) * strength
+    factor = strength.view(-1, 1, 1) if isinstance(strength, Tensor) else strength
+    logs = masks_BNhw.float().clamp_min(FLOOR).log().flatten(2) * factor
     logs = torch.cat([torch.zeros_like(logs[:, :1]), logs], dim=1)
     numbers = numbers_BL.to(logs.device)[..., None].expand(-1, -1, logs.shape[-1])
     return logs.gather(1, numbers).transpose(1, 2)
@@ -149,14 +160,15 @@ class Regions:
     """(B, N, h, w) in [0, 1], of latent cells; a picture with fewer masks has ones in the rest."""
     numbers: Tensor
     """(B, L) int64: for each text token `EVERYWHERE` or the number of its mask, from 1 on."""
-    strength: float = 1.0
-    """0 gives the plain prompt."""
+    strength: float | Tensor = 1.0
+    """One for all or one for each picture (B,); 0 gives the plain prompt."""
 
     @cached_property
     def acts(self) -> bool:
         """Whether anything is changed: some bound word has a mask below 1."""
         bound = (self.numbers != EVERYWHERE).any()
-        return self.strength != 0 and bool(bound) and bool((self.masks < 1).any())
+        strong = torch.as_tensor(self.strength != 0).any()
+        return bool(strong) and bool(bound) and bool((self.masks < 1).any())
 
     @cached_property
     def _biases(self) -> dict[tuple[int, int], Tensor]:

@@ -20,9 +20,19 @@ def encode_prompts(prompts: Sequence[str], tokenizer: Any, text_encoder: Any) ->
 
     `tokenizer` is a `CLIPTokenizer`, `text_encoder` a `CLIPTextModel`; the states are its normed last layer's.
     """
-    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    length = text_length(tokenizer, text_encoder)
     ids = tokenizer(
         list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
     states: Tensor = text_encoder(ids.to(text_encoder.device))[0]
     return states.float()
+
+
+def text_length(tokenizer: Any, text_encoder: Any) -> int:
+    """Tokens that a text is padded or cut to, start and end included."""
+    return int(min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings))
+
+
+def count_tokens(text: str, tokenizer: Any) -> int:
+    """Tokens of a text, start and end not counted, however many the encoder takes."""
+    return len(tokenizer(text, add_special_tokens=False, truncation=False).input_ids)

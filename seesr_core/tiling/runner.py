@@ -17,6 +17,7 @@ from ..method.denoiser import Denoiser
 from ..pictures.sizes import from_u8, to_u8
 from .autoencoder import encoded_latents
 from .grid import PIXELS_PER_CELL, Tile
+from .prompts import TilePrompts
 
 
 class PictureVAE(nn.Module):
@@ -58,6 +59,10 @@ class PlacedDenoiser:
     """Device that the networks run on."""
     dtype: torch.dtype
     """Precision of the networks' inputs."""
+    text: TilePrompts | None = None
+    """Text states for each tile, in place of the denoiser's positive ones; they are not used without tiles."""
+    soft: TilePrompts | None = None
+    """Soft prompts for each tile, likewise."""
     on_call: Callable[[], None] = lambda: None
     """Called after each batch of tiles."""
 
@@ -69,20 +74,33 @@ class PlacedDenoiser:
 
     def _here(self, tiles: Sequence[Tile] | None) -> Denoiser:
         """The denoiser with its inputs for these tiles alone, on the device."""
-        whole, copies = self.denoiser, len(tiles) if tiles else 1
-        soft = whole.soft_prompt
+        whole = self.denoiser
+        soft = _prompts(whole.soft_prompt, self.soft, tiles)
+        regions = whole.regions.crop(tiles) if whole.regions is not None and tiles else whole.regions
         return replace(
             whole,
             image=self._put(from_u8(self._pixels(tiles))),
-            positive=self._put(whole.positive.repeat(copies, 1, 1)),
-            negative=self._put(whole.negative.repeat(copies, 1, 1)),
-            soft_prompt=None if soft is None else self._put(soft.repeat(copies, 1, 1)),
+            positive=self._put(_prompts(whole.positive, self.text, tiles)),
+            negative=self._put(_prompts(whole.negative, None, tiles)),
+            soft_prompt=None if soft is None else self._put(soft),
+            regions=None if regions is None else regions.to(self.device),
+            share=None if whole.share is None else _parts(whole.share, tiles).to(self.device),
         )
 
     def _pixels(self, tiles: Sequence[Tile] | None) -> Tensor:
-        """The picture under each tile, stacked tile-major (T·B, 3, 8·th, 8·tw); the whole one without tiles."""
-        whole = self.denoiser.image
-        return torch.cat([tile.crop(whole, PIXELS_PER_CELL) for tile in tiles]) if tiles else whole
+        return _parts(self.denoiser.image, tiles, PIXELS_PER_CELL)
 
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)
+
+
+def _parts(whole: Tensor, tiles: Sequence[Tile] | None, factor: int = 1) -> Tensor:
+    """What lies under each tile, stacked tile-major (T·B, …); the whole without tiles."""
+    return torch.cat([tile.crop(whole, factor) for tile in tiles]) if tiles else whole
+
+
+def _prompts(whole: Any, local: TilePrompts | None, tiles: Sequence[Tile] | None) -> Any:
+    """The prompts of each tile, tile-major: its own, or the whole picture's again and again."""
+    if not tiles or whole is None:
+        return whole
+    return whole.repeat(len(tiles), 1, 1) if local is None else local.at(tiles)
