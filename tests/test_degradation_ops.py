@@ -8,10 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from kornia.filters import filter2d
 from PIL import Image
 from torch import Tensor
 
-from trainer.degradation import GeneratorDraws, SharpenConfig
+from trainer.degradation import GeneratorDraws, SharpenConfig, ops
 from trainer.degradation.jpeg import jpeg, quality_to_step
 from trainer.degradation.kernels import delta_kernel, gaussian_kernel, sinc_kernel
 from trainer.degradation.noise import gaussian_noise, poisson_noise
@@ -44,6 +45,23 @@ def test_blur_uses_each_image_s_own_kernel() -> None:
     torch.testing.assert_close(blurred[:1], blur(x[:1], kernels[:1]))
     torch.testing.assert_close(blurred[1], x[1])
     assert (blurred[0] - x[0]).abs().mean() > 0.01
+
+
+def test_blur_gives_kornia_the_one_layout_that_all_its_versions_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels last, as photos are decoded: kornia 0.8, the newest for Python 3.10, cannot view it otherwise."""
+    x, kernel = (
+        torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0)).movedim(-1, 1),
+        gaussian_kernel(5, 1.0, 1.0)[None],
+    )
+    expected, layouts = blur(x.contiguous(), kernel), []
+
+    def spy(padded: Tensor, kernels: Tensor, padding: str) -> Tensor:
+        layouts.append(padded.is_contiguous())
+        return filter2d(padded, kernels, padding=padding)
+
+    monkeypatch.setattr(ops, "filter2d", spy)
+    assert torch.equal(blur(x, kernel), expected)
+    assert layouts == [True]
 
 
 def test_blur_is_a_weighted_sum_of_neighbours() -> None:

@@ -17,7 +17,9 @@ _GRAY = (0.2989, 0.587, 0.114)
 
 def blur(x_BCHW: Tensor, kernels_BKK: Tensor) -> Tensor:
     """Correlate each image with its own kernel, or all with one (1, K, K); the border is mirrored."""
-    return filter2d(reflect_pad(x_BCHW, kernels_BKK.shape[-1] // 2), kernels_BKK.to(x_BCHW), padding="valid")
+    # kornia before 0.9, the newest for Python 3.10, takes no other layout in memory.
+    padded = reflect_pad(x_BCHW, kernels_BKK.shape[-1] // 2).contiguous()
+    return filter2d(padded, kernels_BKK.to(x_BCHW), padding="valid")
 
 
 def reflect_pad(x_BCHW: Tensor, margin: int) -> Tensor:
