@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..seesr_core.settings import UpscaleSettings
-from ..seesr_core.tiling.grid import PIXELS_PER_CELL, WINDOWS, Window
+from ..seesr_core.tiling.grid import LAYOUTS, PIXELS_PER_CELL, WINDOWS, Layout, Window
 from .host.sampler import sample
 from .host.tiling.tiles import TileSettings, tile_model
 from .schema import make_schema
@@ -66,6 +66,18 @@ def window_input() -> io.Combo.Input:
     )
 
 
+def layout_input() -> io.Combo.Input:
+    """How tiles lie."""
+    return io.Combo.Input(
+        "layout",
+        options=list(LAYOUTS),
+        default=LAYOUTS[0],
+        optional=True,
+        tooltip="How tiles lie. published: all of tile_size, the last ones flush with the border. balanced: as many, "
+        "but no larger than they must be, which is faster.",
+    )
+
+
 class SeeSRTiledSampler(io.ComfyNode):
     """SamplerCustomAdvanced for latents of any size."""
 
@@ -92,6 +104,7 @@ class SeeSRTiledSampler(io.ComfyNode):
                 ),
                 *tile_inputs(),
                 window_input(),
+                layout_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The sampled latent."),
@@ -117,9 +130,10 @@ class SeeSRTiledSampler(io.ComfyNode):
         overlap: int = 32,
         tile_batch: int = 0,
         window: Window = "reference",
+        layout: Layout = "published",
     ) -> io.NodeOutput:
         """Both latents."""
-        tiles = TileSettings.from_pixels(tile_size, overlap, tile_batch=tile_batch, window=window)
+        tiles = TileSettings.from_pixels(tile_size, overlap, tile_batch=tile_batch, window=window, layout=layout)
         tiled = tile_model(model, tiles)
         return io.NodeOutput(*sample(tiled, positive, negative, noise, sampler, sigmas, latent_image, cfg=cfg))
 
@@ -140,6 +154,7 @@ class SeeSRTileModel(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model, from SeeSR Apply or any other."),
                 *tile_inputs(),
                 window_input(),
+                layout_input(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model, sampled in tiles.")],
         )
@@ -152,8 +167,11 @@ class SeeSRTileModel(io.ComfyNode):
         overlap: int = 32,
         tile_batch: int = 0,
         window: Window = "reference",
+        layout: Layout = "published",
     ) -> io.NodeOutput:
         """A patched clone of the model."""
         return io.NodeOutput(
-            tile_model(model, TileSettings.from_pixels(tile_size, overlap, tile_batch=tile_batch, window=window))
+            tile_model(
+                model, TileSettings.from_pixels(tile_size, overlap, tile_batch=tile_batch, window=window, layout=layout)
+            )
         )

@@ -245,6 +245,7 @@ class SeeSRPipeline:
             tile=settings.tile // PIXELS_PER_CELL,
             overlap=settings.overlap // PIXELS_PER_CELL,
             tile_batch=tile_batch,
+            layout=settings.layout,
         )
 
     def _counter(self, size: Sequence[int], settings: UpscaleSettings, tile_batch: int) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from .method.sampling import SOLVERS, START_POINTS, Solver, StartPoint
 from .method.schedule import LAST_TIMESTEP, SPACINGS, Spacing, timesteps
 from .pictures.sizes import MULTIPLE
 from .tiling.prompts import LOCAL_PROMPTS, LocalPrompts
+from .tiling.grid import LAYOUTS, Layout
 
 MAX_SCALE = 64.0
 MAX_SEED = 2**63 - 1
@@ -45,6 +46,8 @@ class UpscaleSettings:
     """Pixels that neighbouring tiles share, a multiple of 8."""
     tile_batch: int = 0
     """Tiles denoised at once; 0 chooses 1 on a CPU and 4 elsewhere."""
+    layout: Layout = "published"
+    """How tiles lie: on the published grid, or balanced, as many but no larger than they must be."""
     vae_tile: int = 1024
     """Side of a tile of the autoencoder in pixels, without its surrounding."""
     min_size: int = 512
@@ -102,6 +105,7 @@ class UpscaleSettings:
         _one_of("start", self.start, START_POINTS)
         _one_of("solver", self.solver, SOLVERS)
         _one_of("spacing", self.spacing, SPACINGS)
+        _one_of("tile layout", self.layout, LAYOUTS)
         _one_of("colour fix", self.color_fix, COLOR_FIXES)
         _one_of("local prompts", self.local_prompts, LOCAL_PROMPTS)
         _one_of("spatial cfg", self.spatial_cfg, SPATIAL_GUIDANCE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from seesr_core.tiling.grid import (
     Blend,
     Tile,
     TiledDenoiser,
+    balanced_grid,
     fits_one_tile,
     gaussian_window,
+    lay_out,
     tile_grid,
     tile_offsets,
 )
@@ -45,6 +49,42 @@ def test_a_grid_covers_the_latent_with_equal_tiles_inside(height, width, tile, o
         assert view.shape == (part.height, part.width)
         view += 1
     assert covered.min() >= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 72), (20, 60), (60, 20), (3, 200), (97, 96), (1, 50), (128, 128)])
+@pytest.mark.parametrize(("tile", "overlap"), [(24, 4), (24, 23), (16, 0), (5, 2), (96, 4)])
+def test_a_balanced_grid_covers_the_latent_with_as_few_equal_tiles(height, width, tile, overlap):
+    grid = balanced_grid(height, width, tile, overlap)
+    covered = torch.zeros(height, width)
+    for part in grid:
+        assert (part.height, part.width) == (grid[0].height, grid[0].width)
+        assert part.height <= min(tile, height)
+        assert part.width <= min(tile, width)
+        part.crop(covered).add_(1)
+    assert covered.min() >= 1
+    for starts, length in (({t.y for t in grid}, grid[0].height), ({t.x for t in grid}, grid[0].width)):
+        assert all(after - before <= length - overlap for before, after in pairwise(sorted(starts)))
+    if min(height, width) < tile:
+        return  # the published tiles shrink with the shorter side
+    published = tile_grid(height, width, tile, overlap)
+    assert len(grid) == len(published)
+    assert len(grid) * grid[0].height * grid[0].width <= len(published) * published[0].height * published[0].width
+
+
+@pytest.mark.parametrize(
+    ("sides", "tile", "starts"),
+    [((128, 128), (72, 72), [0, 56]), ((256, 256), (88, 88), [0, 84, 168]), ((96, 128), (96, 72), [0, 56])],
+)
+def test_balanced_tiles_are_multiples_of_what_the_unet_sees_as_one(sides, tile, starts):
+    grid = lay_out(*sides, 96, 4, "balanced")
+    assert {(part.height, part.width) for part in grid} == {tile}
+    assert sorted({part.x for part in grid}) == starts
+
+
+def test_a_latent_no_larger_than_a_tile_is_not_cut_and_an_unknown_layout_is_refused():
+    assert lay_out(72, 128, 96, 4) == lay_out(72, 128, 96, 4, "balanced") == []
+    with pytest.raises(SettingsError, match="published, balanced"):
+        lay_out(200, 200, 96, 4, "square")  # type: ignore[arg-type]
 
 
 def test_grid_runs_down_the_columns():
@@ -97,7 +137,7 @@ def test_a_tiles_area_decides_what_is_denoised_whole(height, width, fits):
 
 
 def test_a_blend_of_equal_tiles_is_their_value():
-    blend = Blend(torch.zeros(2, 4, 5, 7, dtype=torch.float16), 4)
+    blend = Blend(torch.zeros(2, 4, 5, 7, dtype=torch.float16), Tile(0, 0, 4, 4))
     for tile in tile_grid(5, 7, 4, 1):
         blend.add(tile, torch.full((2, 4, 4, 4), 3.0, dtype=torch.float16))
     assert blend.result().dtype == torch.float32
@@ -122,7 +162,7 @@ def test_impossible_settings_are_refused(option, value):
 
 @pytest.mark.parametrize("size", [8, 9])
 def test_windows(size):
-    reference, symmetric = gaussian_window(size), gaussian_window(size, "symmetric")
+    reference, symmetric = gaussian_window(size, size), gaussian_window(size, size, "symmetric")
     assert reference.dtype == symmetric.dtype == torch.float64
     torch.testing.assert_close(symmetric, symmetric.flip(0).flip(1))
     torch.testing.assert_close(reference, reference.flip(1))
@@ -130,7 +170,7 @@ def test_windows(size):
     torch.testing.assert_close(reference[1:], reference[1:].flip(0))
     assert (reference[0] < reference[-1]).all()
     with pytest.raises(SettingsError, match="reference, symmetric"):
-        gaussian_window(size, "square")  # type: ignore[arg-type]
+        gaussian_window(size, size, "square")  # type: ignore[arg-type]
 
 
 def whole(x: Tensor, t: int, tiles=None) -> Tensor:
@@ -165,7 +205,7 @@ def test_overlaps_are_averaged_under_the_window():
 
     x = torch.zeros(1, 4, 4, 6)
     eps = TiledDenoiser(denoise=numbered, tile=4, overlap=2)(x, 1)
-    left, right = gaussian_window(4)[0, 2:].float(), gaussian_window(4)[0, :2].float()
+    left, right = gaussian_window(4, 4)[0, 2:].float(), gaussian_window(4, 4)[0, :2].float()
     torch.testing.assert_close(eps[0, 0, 0, 2:4], 2.0 * right / (left + right))
     assert eps[0, 0, 0, 0] == 0.0
     assert eps[0, 0, 0, 5] == 2.0

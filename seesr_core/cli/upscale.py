@@ -26,6 +26,7 @@ from ..runtime.devices import AUTO, DTYPES
 from ..runtime.files import atomic_write
 from ..settings import UpscaleSettings
 from ..tiling.prompts import LOCAL_PROMPTS
+from ..tiling.grid import LAYOUTS
 from .console import is_terminal, progress_bar, say
 from .failures import Failures
 from .jobs import Job, UpscaleJobs, plan_upscale
@@ -43,6 +44,7 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--solver", {"choices": SOLVERS, "help": "the sampler (ddpm)"}),
     ("--tile", {"type": int, "metavar": "PX", "help": "side of a denoised tile in pixels of the result"}),
     ("--overlap", {"type": int, "metavar": "PX", "help": "pixels that neighbouring tiles share"}),
+    ("--layout", {"choices": LAYOUTS, "help": "how tiles lie; balanced ones are as many, smaller and faster"}),
     ("--tile-batch", {"type": int, "metavar": "N", "help": "tiles denoised at once (0: choose)"}),
     ("--vae-tile", {"type": int, "metavar": "PX", "help": "side of a tile of the autoencoder"}),
     ("--color-fix", {"choices": COLOR_FIXES, "help": "how the result gets the photo's colours"}),

@@ -21,10 +21,9 @@ from ..models import Models
 from ..pictures.sizes import Sizes, prepare_size
 from ..settings import UpscaleSettings
 from .memory import available_memory
-from .planning import count_tiles, estimate
+from .planning import count_tiles, estimate, tiles_of
 
 CARDS = Path(__file__).parent / "cards.json"
-_CELL_PIXELS = 64
 _RUNTIME = 0.5e9
 """Bytes of Python, torch and its libraries on a CPU, of the context on a GPU."""
 _CARD_SHARE, _CARD_LIMIT = 0.3, 60e12
@@ -155,14 +154,14 @@ def _stand_in(shape: ModelShape, device: Device) -> Models:
 
 def _operations(shape: ModelShape, sizes: Sizes, settings: UpscaleSettings, steps: int) -> float:
     width, height = sizes.prepared
-    tiles = count_tiles(width, height, settings)
-    cells = min(width * height, settings.tile**2) / _CELL_PIXELS
+    tiles = tiles_of(width, height, settings)
+    cells = tiles[0].height * tiles[0].width
     constant, linear, square = shape.call
     call = constant + linear * cells + square * cells**2
     halves = 2 if settings.cfg > 1 else 1
     pixel, quadratic = shape.vae_pixel
     vae = width * height * (pixel + quadratic * min(width * height, settings.vae_tile**2))
-    return steps * tiles * halves * call + vae + shape.tagger
+    return steps * len(tiles) * halves * call + vae + shape.tagger
 
 
 def card(name: str) -> Device:

@@ -9,7 +9,7 @@ import torch
 from ..models import Models
 from ..pictures.sizes import Sizes
 from ..settings import UpscaleSettings
-from ..tiling.grid import PIXELS_PER_CELL, tile_grid
+from ..tiling.grid import PIXELS_PER_CELL, Tile, lay_out
 from .memory import require_memory
 
 # Bytes, measured on pictures of 36 megapixels and rounded up.
@@ -62,9 +62,9 @@ def estimate(models: Models, settings: UpscaleSettings, sizes: Sizes, *, batch: 
 
 
 def _unet_bytes(models: Models, settings: UpscaleSettings, sizes: Sizes, batch: int) -> int:
-    tiles = count_tiles(*sizes.prepared, settings)
-    at_once = min(settings.tile_batch or default_tile_batch(models.device), tiles)
-    cells = min(_area(sizes.prepared), settings.tile**2) // PIXELS_PER_CELL**2
+    tiles = tiles_of(*sizes.prepared, settings)
+    at_once = min(settings.tile_batch or default_tile_batch(models.device), len(tiles))
+    cells = tiles[0].height * tiles[0].width
     copies = batch * at_once * (2 if settings.cfg > 1 else 1)
     channels = models.unet.config.block_out_channels[0]
     return copies * cells * channels * models.dtype.itemsize * _UNET_MAPS
@@ -84,9 +84,14 @@ def default_tile_batch(device: torch.device) -> int:
 
 def count_tiles(width: int, height: int, settings: UpscaleSettings) -> int:
     """How many tiles a prepared picture of width × height pixels is denoised in."""
+    return len(tiles_of(width, height, settings))
+
+
+def tiles_of(width: int, height: int, settings: UpscaleSettings) -> list[Tile]:
+    """The tiles, in latent cells, that a prepared picture of width × height pixels is denoised in; one if whole."""
     rows, columns = height // PIXELS_PER_CELL, width // PIXELS_PER_CELL
     tile, overlap = settings.tile // PIXELS_PER_CELL, settings.overlap // PIXELS_PER_CELL
-    return 1 if rows * columns <= tile * tile else len(tile_grid(rows, columns, tile, overlap))
+    return lay_out(rows, columns, tile, overlap, settings.layout) or [Tile(0, 0, rows, columns)]
 
 
 def _area(size: tuple[int, int]) -> int:

@@ -16,11 +16,15 @@ from ..errors import SettingsError
 
 Window = Literal["reference", "symmetric"]
 WINDOWS: tuple[Window, ...] = ("reference", "symmetric")
+Layout = Literal["published", "balanced"]
+LAYOUTS: tuple[Layout, ...] = ("published", "balanced")
 
 PIXELS_PER_CELL = 8
 """Pixels of the picture along a side of a latent cell: the autoencoder's, and the ControlNet's image encoder's."""
 
 _WINDOW_VARIANCE = 0.01
+_ALIGN = 8
+"""Cells that the U-Net's deepest level sees as one; balanced tiles are multiples of it, so that none is padded."""
 
 
 class Tile(NamedTuple):
@@ -101,25 +105,62 @@ def tile_grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
     return [Tile(y, x, size, size) for x in tile_offsets(width, size, overlap) for y in rows]
 
 
+def balanced_grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
+    """As many equal tiles as sides of at most `tile` cells need, no larger than they must be, evenly spread.
+
+    Neighbours share at least `overlap` cells. Where the published grid ends with a tile that lies nearly on the one
+    before it, these are smaller instead: 128 × 128 cells in tiles of at most 96 are four of 72 and not four of 96.
+    A side that fits into a tile is not cut, so that tiles need not be square.
+    """
+    check_tile(tile, overlap)
+    (tall, rows), (wide, columns) = (_balanced_side(side, tile, overlap) for side in (height, width))
+    return [Tile(y, x, tall, wide) for x in columns for y in rows]
+
+
+def _balanced_side(side: int, tile: int, overlap: int) -> tuple[int, list[int]]:
+    """Length and starts of the tiles along one side."""
+    if side <= tile:
+        return side, [0]
+    count = -(-(side - overlap) // (tile - overlap))
+    least = -(-(side + (count - 1) * overlap) // count)
+    length = min(-(-least // _ALIGN) * _ALIGN, tile)
+    return length, [i * (side - length) // (count - 1) for i in range(count)]
+
+
 def fits_one_tile(height: int, width: int, tile: int) -> bool:
     """Whether a latent is denoised whole: it has no more cells than one tile, as published."""
     return height * width <= tile * tile
 
 
-def gaussian_window(size: int, window: Window = "reference") -> Tensor:
-    """Blending weights of a tile, float64 (size, size): separable gaussians of variance 0.01 in units of the tile.
+def lay_out(height: int, width: int, tile: int, overlap: int, layout: Layout = "published") -> list[Tile]:
+    """The equal tiles that a latent of height × width is denoised in; none if it is denoised whole.
 
-    "reference" is centred at (size − 1) / 2 across but size / 2 down, as the published implementation; "symmetric" is
-    centred both ways.
+    "published" is `tile_grid`, "balanced" is `balanced_grid`.
+
+    Raises:
+        SettingsError: a tile or an overlap that cannot be, or an unknown layout.
+    """
+    if layout not in LAYOUTS:
+        raise SettingsError(f"Unknown tile layout {layout!r}: choose one of {', '.join(LAYOUTS)}.")
+    check_tile(tile, overlap)
+    if fits_one_tile(height, width, tile):
+        return []
+    return (balanced_grid if layout == "balanced" else tile_grid)(height, width, tile, overlap)
+
+
+def gaussian_window(height: int, width: int, window: Window = "reference") -> Tensor:
+    """Blending weights of a tile, float64 (height, width): separable gaussians of variance 0.01 in units of the tile.
+
+    "reference" is centred at (width − 1) / 2 across but height / 2 down, as the published implementation; "symmetric"
+    is centred both ways.
 
     Raises:
         SettingsError: unknown window.
     """
     if window not in WINDOWS:
         raise SettingsError(f"Unknown tile window {window!r}: choose one of {', '.join(WINDOWS)}.")
-    across = _gaussian(size, (size - 1) / 2)
-    down = _gaussian(size, size / 2) if window == "reference" else across
-    return torch.outer(down, across)
+    centre = height / 2 if window == "reference" else (height - 1) / 2
+    return torch.outer(_gaussian(height, centre), _gaussian(width, (width - 1) / 2))
 
 
 def _gaussian(size: int, centre: float) -> Tensor:
@@ -128,15 +169,22 @@ def _gaussian(size: int, centre: float) -> Tensor:
 
 
 class Blend:
-    """Predictions of tiles, averaged under a window into a whole of shape `like` (B, C, h, w); sums run in float32."""
+    """Predictions of equal tiles, averaged under a window into a whole; sums run in float32.
 
-    def __init__(self, like: Tensor, size: int, window: Window = "reference") -> None:
-        self._weights = gaussian_window(size, window).to(device=like.device, dtype=torch.float32)
+    Args:
+        like: a tensor of the whole's shape (B, C, h, w).
+        tile: one of the tiles.
+        window: how they are weighted, see `gaussian_window`.
+    """
+
+    def __init__(self, like: Tensor, tile: Tile, window: Window = "reference") -> None:
+        weights = gaussian_window(tile.height, tile.width, window)
+        self._weights = weights.to(device=like.device, dtype=torch.float32)
         self._total = torch.zeros_like(like, dtype=torch.float32)
         self._weight_sum = torch.zeros(like.shape[-2:], device=like.device)
 
     def add(self, tile: Tile, prediction: Tensor) -> None:
-        """Lay down the prediction (B, C, size, size) of a tile."""
+        """Lay down the prediction (B, C, height, width) of a tile."""
         tile.crop(self._total).add_(prediction.float() * self._weights)
         tile.crop(self._weight_sum).add_(self._weights)
 
@@ -159,6 +207,8 @@ class TiledDenoiser:
     """Tiles denoised in one call."""
     window: Window = "reference"
     """How tiles are weighted where they overlap, see `gaussian_window`."""
+    layout: Layout = "published"
+    """How tiles lie, see `lay_out`."""
 
     def __post_init__(self) -> None:
         check_tile(self.tile, self.overlap)
@@ -166,14 +216,15 @@ class TiledDenoiser:
             raise SettingsError(f"The number of tiles per call must be at least 1, not {self.tile_batch}.")
         if self.window not in WINDOWS:
             raise SettingsError(f"Unknown tile window {self.window!r}: choose one of {', '.join(WINDOWS)}.")
+        if self.layout not in LAYOUTS:
+            raise SettingsError(f"Unknown tile layout {self.layout!r}: choose one of {', '.join(LAYOUTS)}.")
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         """Predicted noise of `x` (B, 4, h, w) at timestep `t`, same shape and dtype; sums run in float32."""
-        height, width = x.shape[-2:]
-        if fits_one_tile(height, width, self.tile):
+        grid = lay_out(*x.shape[-2:], self.tile, self.overlap, self.layout)
+        if not grid:
             return self.denoise(x, t, None)
-        grid = tile_grid(height, width, self.tile, self.overlap)
-        blend = Blend(x, grid[0].height, self.window)
+        blend = Blend(x, grid[0], self.window)
         for tile, eps in self._predictions(x, t, grid):
             blend.add(tile, eps)
         return blend.result().to(x.dtype)

@@ -217,9 +217,9 @@ def test_a_hint_covers_the_picture_also_under_an_area():
     assert torch.allclose(((tiled - without) * 0.18215)[..., :2], expected[..., :2].expand(-1, 4, -1, -1), atol=1e-4)
 
 
-@pytest.mark.parametrize("window", ["reference", "symmetric"])
+@pytest.mark.parametrize(("window", "layout"), [("reference", "published"), ("symmetric", "balanced")])
 @pytest.mark.parametrize(("height", "width"), [(13, 21), (6, 40)])
-def test_a_network_that_notices_tiles_gives_what_the_cores_tiled_denoiser_gives(height, width, window):
+def test_a_network_that_notices_tiles_gives_what_the_cores_tiled_denoiser_gives(height, width, window, layout):
     """Averaging clean latents here is averaging eps there."""
 
     def global_eps(x: Tensor, guidance: float) -> Tensor:
@@ -235,7 +235,7 @@ def test_a_network_that_notices_tiles_gives_what_the_cores_tiled_denoiser_gives(
         return x - sigma * global_eps(x / (1 + sigma**2) ** 0.5, guidance)
 
     given = ([[tokens(1.0), {}]], [[tokens(0.5), {}]])
-    options = {**TILES, "sampler": ddpm("euler"), "prompts": given, "window": window, "tile_batch": 2}
+    options = {**TILES, "sampler": ddpm("euler"), "prompts": given, "window": window, "layout": layout, "tile_batch": 2}
     tiled = sample_tiled(function_model(denoised, model), noise(), levels, latent, **options)
 
     tiling = plugin("seesr_core.tiling.grid")
@@ -244,6 +244,7 @@ def test_a_network_that_notices_tiles_gives_what_the_cores_tiled_denoiser_gives(
         tile=8,
         overlap=3,
         window=window,
+        layout=layout,
     )
     start = latent["samples"] * 0.18215 + sigma * noise().generate_noise(latent)
     expected = (start - sigma * core(start / (1 + sigma**2) ** 0.5, 1)) / 0.18215

@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....seesr_core.errors import SettingsError
-from ....seesr_core.tiling.grid import PIXELS_PER_CELL, WINDOWS, Blend, Tile, Window, fits_one_tile, tile_grid
+from ....seesr_core.tiling.grid import PIXELS_PER_CELL, WINDOWS, Blend, Layout, Tile, Window, lay_out
 from .conds import Conds, CondTiler
 from .controls import ControlTiler
 from .memory import choose_tile_batch, is_out_of_memory
@@ -40,6 +40,8 @@ class TileSettings:
     """Tiles denoised in one call; 0 chooses by free memory."""
     window: Window = "reference"
     """How tiles are weighted where they overlap."""
+    layout: Layout = "published"
+    """How tiles lie: on the published grid, or balanced."""
 
     def __post_init__(self) -> None:
         if self.tile_batch < 0:
@@ -49,7 +51,13 @@ class TileSettings:
 
     @classmethod
     def from_pixels(
-        cls, tile_size: int, overlap: int, *, tile_batch: int = 0, window: Window = "reference"
+        cls,
+        tile_size: int,
+        overlap: int,
+        *,
+        tile_batch: int = 0,
+        window: Window = "reference",
+        layout: Layout = "published",
     ) -> TileSettings:
         """Settings from lengths in pixels of the result.
 
@@ -65,13 +73,11 @@ class TileSettings:
         if overlap >= tile_size:
             raise SettingsError(f"overlap ({overlap} pixels) must be less than tile_size ({tile_size} pixels).")
         tile, shared = tile_size // PIXELS_PER_CELL, overlap // PIXELS_PER_CELL
-        return cls(tile=tile, overlap=shared, tile_batch=tile_batch, window=window)
+        return cls(tile=tile, overlap=shared, tile_batch=tile_batch, window=window, layout=layout)
 
     def grid(self, shape: Sequence[int]) -> list[Tile]:
         """The tiles of latents (B, C, h, w); none if they are denoised whole."""
-        if len(shape) != 4 or fits_one_tile(shape[2], shape[3], self.tile):
-            return []
-        return tile_grid(shape[2], shape[3], self.tile, self.overlap)
+        return lay_out(shape[2], shape[3], self.tile, self.overlap, self.layout) if len(shape) == 4 else []
 
 
 def tile_model(model: Any, settings: TileSettings) -> Any:
@@ -144,7 +150,7 @@ class TiledRun:
             self._controls = ControlTiler(*x.shape[-2:])
         cropper = CondTiler(conds, x, timestep, self._controls)
         needed = [i for i, group in enumerate(conds) if group is not None]
-        blends = {i: Blend(x, grid[0].height, self._settings.window) for i in needed}
+        blends = {i: Blend(x, grid[0], self._settings.window) for i in needed}
         self._at_once = self._at_once or choose_tile_batch(
             model, [len(needed) * len(x), x.shape[1], grid[0].height, grid[0].width], x.device
         )

@@ -147,7 +147,7 @@ def grid_cases(fixture: Fixture) -> Iterator[Comparison]:
         yield Comparison.equal(GROUP, name, "tile_offsets", [[tile.y, tile.x] for tile in tiles], grid["offsets_yx"])
         expected = fixture.outputs.get(f"{name}.tile_weights_f64")
         if expected is not None:
-            weights = gaussian_window(tiles[0].height)
+            weights = gaussian_window(tiles[0].height, tiles[0].width)
             yield Comparison.of(GROUP, name, "tile_weights", weights, expected, WEIGHTS_TOLERANCE)
 
 

@@ -109,7 +109,7 @@ def grid_cases(fixture: Fixture) -> Iterator[Comparison]:
         yield Comparison.equal(GROUP, name, "tile_offsets", [[tile.y, tile.x] for tile in tiles], grid["offsets_yx"])
         expected = fixture.outputs.get(f"{name}.tile_weights_f64")
         if expected is not None:
-            weights = plugin("seesr_core.tiling.grid").gaussian_window(tiles[0].height, settings.window)
+            weights = plugin("seesr_core.tiling.grid").gaussian_window(tiles[0].height, tiles[0].width, settings.window)
             yield Comparison.of(GROUP, name, "tile_weights", weights, expected, WEIGHTS_TOLERANCE)
 
 
