@@ -87,7 +87,8 @@ def small_kl() -> Any:
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "norm_num_groups": 4,
     }
-    return AutoencoderKL(**blocks).eval()
+    vae: Any = AutoencoderKL(**blocks)
+    return vae.eval()
 
 
 def test_a_tensor_left_on_the_cpu_is_noticed(place: FakeDevice) -> None:

@@ -76,7 +76,7 @@ def test_a_balanced_grid_covers_the_latent_with_as_few_equal_tiles(height, width
     [((128, 128), (72, 72), [0, 56]), ((256, 256), (88, 88), [0, 84, 168]), ((96, 128), (96, 72), [0, 56])],
 )
 def test_balanced_tiles_are_multiples_of_what_the_unet_sees_as_one(sides, tile, starts):
-    grid = lay_out(*sides, 96, 4, "balanced")
+    grid = lay_out(sides[0], sides[1], 96, 4, "balanced")
     assert {(part.height, part.width) for part in grid} == {tile}
     assert sorted({part.x for part in grid}) == starts
 

@@ -221,7 +221,8 @@ class TiledDenoiser:
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         """Predicted noise of `x` (B, 4, h, w) at timestep `t`, same shape and dtype; sums run in float32."""
-        grid = lay_out(*x.shape[-2:], self.tile, self.overlap, self.layout)
+        height, width = x.shape[-2:]
+        grid = lay_out(height, width, self.tile, self.overlap, self.layout)
         if not grid:
             return self.denoise(x, t, None)
         blend = Blend(x, grid[0], self.window)
