@@ -22,7 +22,7 @@ from .method.text import compose_prompt, count_tokens, encode_prompts, text_leng
 from .models import Models
 from .pictures.sizes import to_tensor
 from .settings import UpscaleSettings
-from .tiling.grid import PIXELS_PER_CELL, Tile, fits_one_tile, tile_grid
+from .tiling.grid import PIXELS_PER_CELL, Tile, lay_out
 from .tiling.prompts import TilePrompts, photo_part, with_global
 
 log = logging.getLogger(__name__)
@@ -118,10 +118,11 @@ class SemanticsReader:
 
     def _local(self) -> tuple[TilePrompts | None, TilePrompts | None]:
         """Text states and soft prompts for each tile; None where the whole photo's are to be used."""
-        use, tile = self.settings.local_prompts, self.settings.tile // PIXELS_PER_CELL
-        if use == "off" or fits_one_tile(*self.size, tile):
+        use, (height, width) = self.settings.local_prompts, self.size
+        tile, overlap = self.settings.tile // PIXELS_PER_CELL, self.settings.overlap // PIXELS_PER_CELL
+        tiles = lay_out(height, width, tile, overlap, self.settings.layout)
+        if use == "off" or not tiles:
             return None, None
-        tiles = tile_grid(*self.size, tile, self.settings.overlap // PIXELS_PER_CELL)
         tokens, tags = self._read_tiles(tiles)
         text = soft = None
         if use in ("tags", "both") and self.settings.use_tags:

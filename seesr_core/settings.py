@@ -13,8 +13,8 @@ from .method.guidance import SPATIAL_GUIDANCE, SpatialGuidance
 from .method.sampling import SOLVERS, START_POINTS, Solver, StartPoint
 from .method.schedule import LAST_TIMESTEP, SPACINGS, Spacing, timesteps
 from .pictures.sizes import MULTIPLE
-from .tiling.prompts import LOCAL_PROMPTS, LocalPrompts
 from .tiling.grid import LAYOUTS, Layout
+from .tiling.prompts import LOCAL_PROMPTS, LocalPrompts
 
 MAX_SCALE = 64.0
 MAX_SEED = 2**63 - 1

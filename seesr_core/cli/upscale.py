@@ -25,8 +25,8 @@ from ..report import Report
 from ..runtime.devices import AUTO, DTYPES
 from ..runtime.files import atomic_write
 from ..settings import UpscaleSettings
-from ..tiling.prompts import LOCAL_PROMPTS
 from ..tiling.grid import LAYOUTS
+from ..tiling.prompts import LOCAL_PROMPTS
 from .console import is_terminal, progress_bar, say
 from .failures import Failures
 from .jobs import Job, UpscaleJobs, plan_upscale
