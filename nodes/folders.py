@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 import folder_paths
 
 from ..seesr_core.errors import WeightsError
+from ..seesr_core.runtime.files import inside
 
 NANO = Path(__file__).resolve().parents[1] / "seesr_core" / "nano"
 EXAMPLE = "seesr_example.jpg"
@@ -79,7 +80,11 @@ def dape_path(name: str) -> Path:
 
 def _find(kind: str, name: str, *, folders_too: bool = False) -> Path:
     roots = folder_paths.get_folder_paths(kind)
-    for path in (Path(root) / name for root in roots):
+    for root in roots:
+        try:
+            path = inside(Path(root), name)
+        except ValueError as error:
+            raise WeightsError(f"{error}; choose one of the loader's list.") from error
         if path.is_file() or (folders_too and path.is_dir()):
             return path
     raise WeightsError(f"{name} is no longer in {roots[0]}; put it back or choose another file, then refresh the page.")

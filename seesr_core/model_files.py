@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from .errors import WeightsError
 from .formats import sources
 from .formats.detect import FileKind, Kind, detect
 from .formats.sources import Source
+from .runtime.files import listed
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ class _Contents:
     @classmethod
     def scan(cls, root: Path) -> _Contents:
         """Look at the headers of everything that may be weights."""
-        folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir())]
+        folders = [root, *(path for path in sorted(root.iterdir()) if os.path.isdir(path))]
         contents = cls(root=root, folders=folders)
         for path in contents._candidates():
             try:
@@ -139,7 +141,7 @@ class _Contents:
 
     def _candidates(self) -> Iterator[Path]:
         for folder in self.folders:
-            yield from (path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES and path.is_file())
+            yield from (path for path in listed(folder) if path.suffix in _SUFFIXES and os.path.isfile(path))
 
     def find(self, part: str, kinds: tuple[Kind, ...], is_folder: Callable[[Path], bool] | None = None) -> Path | None:
         """The one file of `kinds`, or folder of which `is_folder` is true; None without one."""

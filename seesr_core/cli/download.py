@@ -12,10 +12,10 @@ from typing import Any
 from ..install.download import ABSENT, FAILED, Download, Item
 from ..install.manifest import COMFY, DEFAULT_ASSETS, Asset, choose, load_manifest
 from ..install.places import Target
+from ..runtime.signals import exit_code, how
 from .console import say, say_error
 from .tables import bytes_bar, say_table, size_text
 
-INTERRUPTED = 130
 _ON = ("1", "on", "yes", "true")
 
 
@@ -68,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not (arguments.offline or os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON):
         try:
             work.run(items)
-        except KeyboardInterrupt:
-            say_error("error: Interrupted; what has come is kept, and the same command continues.")
-            return INTERRUPTED
+        except KeyboardInterrupt as error:
+            say_error(f"error: {how(error)}; what has come is kept, and the same command continues.")
+            return exit_code(error)
     if arguments.json:
         say(json.dumps([_entry(item) for item in items], ensure_ascii=False, indent=1))
     else:

@@ -12,9 +12,10 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import SeeSRError, SettingsError
+from ..runtime.signals import exit_code, how
 from .console import log_to_stderr, say_error
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 COMMANDS = {
     "upscale": "upscale a photo or a folder of photos",
     "tags": "print the tags of a photo or of a folder of photos",
@@ -49,16 +50,18 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (something failed), 2 (wrong usage) or 130 (interrupted)."""
+    """Run one command; returns the exit code: 0, 1 (something failed), 2 (wrong usage), 130 or 143 (interrupted)."""
     try:
         _quiet_libraries()
         words = sys.argv[1:] if argv is None else list(argv)
         arguments = build_parser(next((word for word in words if not word.startswith("-")), None)).parse_args(words)
+        _check_texts(arguments)
         from ..runtime.memory import one_sentence_when_exhausted
 
         with log_to_stderr(), one_sentence_when_exhausted("close other programs or take a smaller photo or model"):
             code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except SettingsError as error:
         return _fail(str(error), USAGE)
@@ -69,11 +72,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"This needs the package {error.name}: pip install 'comfyui-seesr[cli]'.", FAILED)
     except BrokenPipeError:
-        # The reader of our output left; nothing more can be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()  # its reader left
         return FAILED
-    except KeyboardInterrupt:
-        return _fail("Interrupted; no half file was left.", INTERRUPTED)
+    except OSError as error:
+        if error.filename is None:
+            _give_up_output()
+            return _fail(f"The output cannot be written: {error.strerror or error}.", FAILED)
+        return _fail(f"{error.filename}: {error.strerror}. Check the name and its permissions.", FAILED)
+    except KeyboardInterrupt as error:
+        return _fail(f"{how(error)}; no half file was left.", exit_code(error))
+
+
+def _check_texts(arguments: argparse.Namespace) -> None:
+    """Paths may have bytes that are no text; what networks read may not."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, str) and name != "model" and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise SettingsError(f"--{name.replace('_', '-')} should be text in UTF-8 and is not.")
+
+
+def _give_up_output() -> None:
+    """Nothing more can be written there, not even at exit."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

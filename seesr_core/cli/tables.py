@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from .console import is_terminal, say
+from .console import is_terminal, printable, say
 
 
 def say_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -32,7 +32,7 @@ def bytes_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         return
     from tqdm import tqdm
 
-    with tqdm(desc=name, unit="B", unit_scale=True, leave=False, delay=0.5) as bar:
+    with tqdm(desc=printable(name), unit="B", unit_scale=True, leave=False, delay=0.5) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -23,7 +23,7 @@ from ..pictures.writing import check_fits, check_writable, save_picture
 from ..pipeline import SeeSRPipeline
 from ..report import Report
 from ..runtime.devices import AUTO, DTYPES
-from ..runtime.files import atomic_write
+from ..runtime.files import write_text
 from ..settings import UpscaleSettings
 from ..tiling.grid import LAYOUTS
 from ..tiling.prompts import LOCAL_PROMPTS
@@ -168,8 +168,7 @@ class _Batch:
         if self.arguments.json is None or not (self.entries or self.plan.many):
             return
         content = self._folder_report() if self.plan.many else self.entries[0]
-        with atomic_write(self.arguments.json) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_text(self.arguments.json, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     def _folder_report(self) -> dict[str, Any]:
         skipped = [_entry(job, "skipped") for job in self.plan.done]

@@ -76,20 +76,23 @@ def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], kin
     return int(text)
 
 
-def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def save_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, finite: bool = True
+) -> None:
     """Write a `.safetensors` file, whole or not at all.
 
     Args:
         path: ends in `.safetensors`.
         tensors: any devices and strides; stored contiguous, sharing undone.
         metadata: text to text.
+        finite: whether weights that are not are refused.
 
     Raises:
         ResourceError: the folder cannot be written to or the disk is full.
         SettingsError: `path` has another suffix, or a weight is not finite.
     """
     slots = slots_of(tensors)
-    write_stream(Path(path), slots, ((key, tensors[key]) for key in slots), metadata)
+    write_stream(Path(path), slots, ((key, tensors[key]) for key in slots), metadata, finite=finite)
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

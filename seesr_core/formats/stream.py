@@ -52,7 +52,12 @@ def total_bytes(slots: Mapping[str, Slot]) -> int:
 
 
 def write_stream(
-    path: Path, slots: Mapping[str, Slot], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+    path: Path,
+    slots: Mapping[str, Slot],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+    *,
+    finite: bool = True,
 ) -> None:
     """Write a file whose tensors arrive one after the other.
 
@@ -61,6 +66,7 @@ def write_stream(
         slots: every tensor's place, as `ordered` gives them.
         tensors: the same keys in the same order.
         metadata: text to text.
+        finite: whether weights that are not are refused.
 
     Raises:
         SettingsError: another suffix, or a weight that is not finite in its slot's type.
@@ -71,7 +77,7 @@ def write_stream(
         raise SettingsError(f"{path}: a weights file of this project must end in .safetensors.")
     _require_room(path, total_bytes(slots))
     with whole_file(path) as handle:
-        write_into(handle, slots, tensors, metadata)
+        write_into(handle, slots, tensors, metadata, finite=finite)
 
 
 def write_into(

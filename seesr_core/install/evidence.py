@@ -7,13 +7,16 @@ ComfyUI goes by, too. Each is reported as what it is.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..formats import configs
+from ..formats.border import one_sentence
+from ..formats.schema import MalformedError, read_json
 from ..formats.tensorfile import Header, load_tensors
+from ..runtime.files import read_text
 
 EPSILON, V = "epsilon", "v"
 _STATED = re.compile(r"parameterization:\s*[\"']?(v|eps)")
@@ -64,11 +67,10 @@ def _scheduler(path: Path) -> Iterator[Evidence]:
     """`…/unet/diffusion_pytorch_model.safetensors` has `…/scheduler/scheduler_config.json` beside its folder."""
     config = path.parent.parent / "scheduler" / "scheduler_config.json"
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-        kind = str(values.get("prediction_type", "epsilon"))
-        spacing = str(values.get("timestep_spacing", "leading"))
-    except (OSError, ValueError, AttributeError):
+        values = configs.taken(configs.Scheduler, read_json(config))
+    except (OSError, MalformedError):
         return
+    kind, spacing = values.get("prediction_type", "epsilon"), values.get("timestep_spacing", "leading")
     turbo = spacing == "trailing"
     text = f"its scheduler's config says prediction_type {kind}, timestep_spacing {spacing}"
     yield Evidence(f"{text}{' (as of SD-turbo)' if turbo else ''}", V if kind.startswith("v") else EPSILON, turbo)
@@ -86,8 +88,8 @@ def _metadata(entries: Mapping[str, str]) -> Iterator[Evidence]:
 def _yaml(path: Path) -> Iterator[Evidence]:
     beside = path.with_suffix(".yaml")
     try:
-        found = _STATED.search(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = _STATED.search(read_text(beside, 1 << 20))
+    except OSError:
         return
     if found:
         yield Evidence(f"{beside.name} beside it says parameterization {found[1]}", V if found[1] == "v" else EPSILON)
@@ -97,7 +99,8 @@ def _statistic(header: Header) -> Iterator[Evidence]:
     key = next((key for name in _NORM_BIAS for key in header.tensors if key.endswith(name)), None)
     if key is None:
         return
-    spread = float(load_tensors(header.path, lambda name: name == key)[key].float().std(correction=0))
+    with one_sentence(header.path):
+        spread = float(load_tensors(header.path, lambda name: name == key)[key].float().std(correction=0))
     side = "above" if spread > _V_SPREAD else "up to"
     kind = V if spread > _V_SPREAD else EPSILON
     yield Evidence(

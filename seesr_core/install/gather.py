@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from ..errors import WeightsError
 from ..formats.detect import Kind, detect
 from ..model_files import TAG_LISTS
+from ..runtime.files import listed
 from .places import PUBLISHED
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -74,7 +76,7 @@ def comfy_folders(models: Path) -> list[Path]:
 
 
 def _add_folder(material: Material, folder: Path) -> None:
-    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")):
+    for place in (folder, *(path for path in sorted(folder.iterdir()) if os.path.isdir(path) and path.name[0] != ".")):
         if is_published_folder(place):
             _add(material.seesr, place)
         elif is_base_folder(place):
@@ -116,7 +118,7 @@ def _add(found: list[Path], path: Path) -> None:
 
 
 def _weights_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file())
+    return (path for path in listed(folder) if path.suffix in SUFFIXES and os.path.isfile(path))
 
 
 def is_base_folder(folder: Path) -> bool:

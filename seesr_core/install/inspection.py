@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from ..errors import WeightsError
 from ..formats.detect import FileKind, Kind, detect
+from ..runtime.files import listed
 from .evidence import Evidence, evidence_for, is_stated, is_turbo, prediction
 from .gather import SUFFIXES
 from .hashing import Progress, sha256
@@ -86,7 +88,7 @@ def inspect_file(path: Path, *, hashed: bool = False, progress: Progress = lambd
         usable=_usable(found, evidence),
         prediction=prediction(evidence),
         evidence=[item.text for item in evidence],
-        metadata={name: header.metadata[name][:_LONGEST] for name in _OURS if header.metadata.get(name)},
+        metadata={n: " ".join(header.metadata[n][:_LONGEST].split()) for n in _OURS if header.metadata.get(n)},
     )
     if hashed:
         result.sha256 = sha256(path, progress)
@@ -102,8 +104,8 @@ def files_of(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    folders = [path, *sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))]
-    found = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES]
+    below = [entry for entry in sorted(path.iterdir()) if os.path.isdir(entry) and not entry.name.startswith(".")]
+    found = [file for folder in (path, *below) for file in listed(folder) if file.suffix in SUFFIXES]
     if not found:
         raise WeightsError(f"{path} holds no weights files: expected {', '.join(SUFFIXES)} in it or one level below.")
     return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import WeightsError
 from ..formats.detect import detect
+from ..formats.schema import MalformedError, read_json
 from ..runtime.memory import gigabytes
 from .hashing import Progress, sha256
 from .manifest import RemoteFile
@@ -79,8 +79,8 @@ def _check_weights(path: Path, expected: RemoteFile) -> None:
 
 def _check_json(path: Path, expected: RemoteFile) -> None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        values = read_json(path)
+    except (MalformedError, OSError) as error:
         raise WeightsError(f"{path} is no JSON: expected {expected.path}.") from error
     for name, wanted in expected.values.items():
         found = values.get(name, wanted) if isinstance(values, dict) else None

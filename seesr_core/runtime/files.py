@@ -122,6 +122,13 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder, sorted; nothing where the system does not let us look."""
+    with contextlib.suppress(OSError):
+        return sorted(folder.iterdir())
+    return []
+
+
 def inside(folder: Path, name: str) -> Path:
     """What `name` is below `folder`.
 

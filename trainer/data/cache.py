@@ -11,11 +11,11 @@ from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from seesr_core.errors import ResourceError
-from seesr_core.runtime.files import atomic_write
+from seesr_core.errors import ResourceError, WeightsError
+from seesr_core.formats.metadata import save_safetensors
+from seesr_core.formats.tensorfile import is_undamaged, read_header
 
 from ..engine.loop_config import LoopConfig
 from .fingerprints import fingerprint
@@ -59,14 +59,16 @@ class FrozenCache:
 
     def _index(self, path: Path) -> None:
         try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("key") != self.key:
-                    log.info("%s was made by another network and is not used", path)
-                    return
-                last = f".{self.parts - 1}"
-                names = (name.removesuffix(last) for name in file.keys() if name.endswith(last))  # noqa: SIM118
-                self.on_disk |= dict.fromkeys(names, path)
-        except (SafetensorError, OSError) as error:
+            header = read_header(path)
+            if header.metadata.get("key") != self.key:
+                log.info("%s was made by another network and is not used", path)
+                return
+            if is_undamaged(header) is False:
+                raise WeightsError("some of its bytes have changed")
+            last = f".{self.parts - 1}"
+            names = (name.removesuffix(last) for name in header.tensors if name.endswith(last))
+            self.on_disk |= dict.fromkeys(names, path)
+        except (WeightsError, OSError) as error:
             log.warning("%s is damaged (%s); its rows are made anew", path, error)
 
     def get(self, inputs: Sequence[str], compute: Callable[[list[str]], Tensor]) -> Tensor:
@@ -122,7 +124,7 @@ class FrozenCache:
         try:
             with safe_open(self.on_disk[name], "pt") as file:
                 row = tuple(file.get_tensor(f"{name}.{part}") for part in range(self.parts))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s is damaged (%s); its rows are made anew", self.on_disk.pop(name), error)
             return None
         self._keep(name, row)
@@ -149,9 +151,8 @@ class FrozenCache:
         path = self.folder / f"{shard}.safetensors"
         tensors = {f"{name}.{part}": t for name, row in self.unwritten.items() for part, t in enumerate(row)}
         try:
-            with atomic_write(path) as temporary:
-                save_file(tensors, temporary, {"key": self.key})
-        except (SafetensorError, ResourceError) as error:
+            save_safetensors(path, tensors, {"key": self.key}, finite=False)
+        except ResourceError as error:
             log.warning("%s cannot be written (%s); what networks made is kept in memory only", path, error)
             self.folder = None
         else:

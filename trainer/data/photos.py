@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,12 +16,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from seesr_core.errors import DataError, ImageError, ResourceError
+from seesr_core.formats.schema import MalformedError, Within, parse_json, read
 from seesr_core.pictures.opening import open_picture
+from seesr_core.runtime.files import read_text
 
 from ..engine.settings import read_toml
 from .mixture import Source
 from .shards import Span, expand, read_shards
 
+_MOST_LIST = 1 << 30
+"""Bytes of a list."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -40,14 +45,14 @@ class Photo:
     """Source of a mixture that the photo is from."""
 
 
-def read_photos(source: Path | str) -> list[Photo]:
+def read_photos(source: Path | str, *, within: tuple[Path, ...] = ()) -> list[Photo]:
     """The photos of a source, in an order that depends on it alone.
 
     A source is a folder of photos (recursive); a folder with HR and LR, whose pictures of one name are pairs; a
     JSON-lines list, whose lines have `file` and `lr`, relative to the list, and `tags`, the latter two optional;
     webdataset shards (`photos-{000..012}.tar`, a folder of .tar files, or an address that fsspec reads); or a mixture
     of those, a .toml file with a table `[[source]]` for each: `data`, and optionally `weight` and `first`, the number
-    of photos taken from its beginning.
+    of photos taken from its beginning. `within` are the mixtures that this source is part of.
 
     Raises:
         DataError: nothing is there, a line is not as described, or no photo was found.
@@ -56,10 +61,10 @@ def read_photos(source: Path | str) -> list[Photo]:
     if name.endswith(".tar"):
         photos = _from_shards(expand(name))
     elif name.endswith(".toml"):
-        photos = _from_mixture(path)
-    elif path.is_dir():
+        photos = _from_mixture(path, within)
+    elif os.path.isdir(path):
         photos = _from_folder(path)
-    elif path.is_file():
+    elif os.path.isfile(path):
         photos = [_read_line(path, number, line) for number, line in enumerate(_lines(path), 1)]
     else:
         raise DataError(
@@ -93,46 +98,67 @@ def _from_shards(shards: Sequence[str]) -> list[Photo]:
     return [Photo(Path(sample.span.shard) / sample.name, sample.tags, sample.span) for sample in samples]
 
 
-def _from_mixture(path: Path) -> list[Photo]:
-    tables = read_toml(path).get("source")
-    if not isinstance(tables, list) or not all(isinstance(table, dict) and "data" in table for table in tables):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Table:
+    """A source of a mixture, as its file says it."""
+
+    data: str
+    weight: Annotated[float, Within(1e-9, 1e9)] | None = None
+    first: Annotated[int, Within(0, 1 << 40)] | None = None
+
+
+def _from_mixture(path: Path, within: tuple[Path, ...]) -> list[Photo]:
+    if path.resolve() in within:
+        raise DataError(f"{path} is a part of itself; take it out of the mixture.")
+    try:
+        tables = read(list[_Table], read_toml(path).get("source"), "source", strict=True)
+    except MalformedError as error:
         raise DataError(
-            f"{path} should have a table [[source]] with `data` for each source of photos, found {tables!r}."
-        )
-    weighted = any("weight" in table for table in tables)
+            f"{path} should have a table [[source]] with `data` for each source of photos, maybe with `weight` (above "
+            f"0) and `first`: {error}."
+        ) from error
+    weighted = any(table.weight is not None for table in tables)
     photos = []
     for table in tables:
-        data = str(table["data"])
-        found = read_photos(data if "://" in data else path.parent / data)[: table.get("first")]
-        weight = table.get("weight", 0.0)
-        if weighted and not weight > 0:
-            raise DataError(f"{path}: the source {data} needs a weight above 0, like the others; found {weight!r}.")
-        source = Source(data, float(weight)) if weighted else None
+        name = table.data if "://" in table.data else path.parent / table.data
+        found = read_photos(name, within=(*within, path.resolve()))[: table.first]
+        if weighted and table.weight is None:
+            raise DataError(f"{path}: the source {table.data} needs a weight above 0, like the others; found none.")
+        source = Source(table.data, table.weight) if table.weight is not None else None
         photos += [dataclasses.replace(photo, source=source) for photo in found]
     return photos
 
 
 def _lines(source: Path) -> list[str]:
     try:
-        return source.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} is no list of photos: expected a folder or UTF-8 text, found {error}.") from error
+        return read_text(source, _MOST_LIST).splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{source} is no list of photos: expected a folder or UTF-8 text, found {error.strerror or error}."
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A photo in a list."""
+
+    file: str
+    lr: str | None = None
+    tags: list[str] | None = None
 
 
 def _read_line(source: Path, number: int, line: str) -> Photo:
     try:
-        entry = json.loads(line)
-        path, tags = source.parent / entry["file"], entry.get("tags") or []
-        lr = source.parent / entry["lr"] if entry.get("lr") else None
-        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise TypeError("tags are a list of words")
-    except (ValueError, KeyError, TypeError) as error:
+        entry = read(_Line, parse_json(line))
+    except MalformedError as error:
         raise DataError(
             f"{source}:{number} should be a JSON object with the key 'file' and maybe a list 'tags', "
-            f"this is {line[:60]!r}."
+            f"this is {line[:60]!r} ({error})."
         ) from error
+    path, tags = source.parent / entry.file, entry.tags or []
+    lr = source.parent / entry.lr if entry.lr else None
     for named in filter(None, (path, lr)):
-        if not named.is_file():
+        if not os.path.isfile(named):
             raise DataError(
                 f"{source}:{number} names {named.name}, but {named} does not exist; put it there or drop the line."
             )

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from seesr_core.runtime.files import atomic_write
+from seesr_core.errors import WeightsError
+from seesr_core.formats.metadata import save_safetensors
+from seesr_core.formats.tensorfile import is_undamaged, load_tensors, read_header
 
 
 @dataclass(slots=True)
@@ -75,18 +75,18 @@ class Pool(Generic[Kept]):
         if path is None or not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("key") != self.key:
-                    return None
-                batch: Kept = self.kind(**{field.name: file.get_tensor(field.name) for field in fields(self.kind)})
-                return batch
-        except SafetensorError:
+            header = read_header(path)
+            if header.metadata.get("key") != self.key or is_undamaged(header) is False:
+                return None
+            tensors = load_tensors(path)
+            batch: Kept = self.kind(**{field.name: tensors[field.name] for field in fields(self.kind)})
+            return batch
+        except (WeightsError, OSError, KeyError):
             return None
 
     def _write(self, number: int, batch: Kept) -> Kept:
         path = self._path(number)
         if path is not None:
             tensors = {field.name: getattr(batch, field.name).contiguous() for field in fields(self.kind)}
-            with atomic_write(path) as temporary:
-                save_file(tensors, temporary, {"key": self.key})
+            save_safetensors(path, tensors, {"key": self.key}, finite=False)
         return batch

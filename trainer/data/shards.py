@@ -7,21 +7,27 @@ drawn at any time, and the order of a run depends on nothing but its seed.
 from __future__ import annotations
 
 import io
-import json
 import logging
+import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from seesr_core.errors import DataError
+from seesr_core.formats.schema import parse_json, read
 
 log = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_DAMAGED = 0.1
+_MOST_SHARDS = 100_000
+_MOST_TAGS = 1 << 20
+"""Bytes of a photo's tags."""
+_MOST_PHOTO = 1 << 30
+"""Bytes of a photo's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,9 @@ class Sample:
 
 def expand(source: str) -> list[str]:
     """`photos-{000..012}.tar` as thirteen names; a name without braces as itself."""
+    ranges = _RANGE.findall(source)
+    if any(len(last) > 9 for _, last in ranges) or math.prod(int(b) - int(a) + 1 for a, b in ranges) > _MOST_SHARDS:
+        raise DataError(f"{source[:200]} stands for more than {_MOST_SHARDS:,} shards; correct the numbers in braces.")
     found = _RANGE.search(source)
     if not found:
         return [source]
@@ -81,7 +90,7 @@ def read_shards(shards: Sequence[str], suffixes: set[str]) -> Iterator[Sample]:
     for shard in shards:
         try:
             yield from _samples(shard, suffixes)
-        except (tarfile.TarError, EOFError, ValueError) as error:
+        except (tarfile.TarError, EOFError, ValueError, ArithmeticError, MemoryError) as error:
             log.warning("shard %s is damaged (%s); what comes before is used", shard, error)
             damaged.append(shard)
         except OSError as error:
@@ -100,6 +109,8 @@ def _samples(shard: str, suffixes: set[str]) -> Iterator[Sample]:
             if not member.isfile():
                 continue
             path = PurePosixPath(member.name)
+            if member.size < 0 or member.size > _MOST_PHOTO:
+                raise ValueError(f"{member.name[:60]!r} claims {member.size:,} bytes")
             stem, suffix = str(path.parent / path.name.split(".")[0]), path.suffix.lower()
             if stem != key:
                 if photo is not None:
@@ -108,16 +119,24 @@ def _samples(shard: str, suffixes: set[str]) -> Iterator[Sample]:
             if suffix in suffixes:
                 photo = (path.name, Span(shard, member.offset_data, member.size))
             elif suffix in (".json", ".txt"):
-                tags = _tags(cast(IO[bytes], tar.extractfile(member)).read(), suffix, f"{shard}: {member.name}")
+                data = cast(IO[bytes], tar.extractfile(member)).read(_MOST_TAGS)
+                tags = _tags(data, suffix, f"{shard}: {member.name[:60]}")
         if photo is not None:
             yield Sample(*photo, tags)
 
 
+@dataclass(frozen=True, slots=True)
+class _Tags:
+    """What is taken of a photo's JSON file."""
+
+    tags: list[str]
+
+
 def _tags(data: bytes, suffix: str, name: str) -> tuple[str, ...]:
     try:
-        found: Any = json.loads(data)["tags"] if suffix == ".json" else data.decode("utf-8").split(",")
-        return tuple(tag.strip() for tag in found if tag.strip())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        tags = read(_Tags, parse_json(data)).tags if suffix == ".json" else data.decode("utf-8").split(",")
+        return tuple(tag.strip() for tag in tags if tag.strip())
+    except ValueError as error:
         raise DataError(f"{name} should hold the tags of a photo, {{'tags': […]}} or 'a, b, c' ({error}).") from error
 
 

@@ -12,14 +12,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from seesr_core.errors import DataError, ResourceError
-from seesr_core.runtime.files import atomic_write
+from seesr_core.errors import DataError, WeightsError
+from seesr_core.formats.schema import Whole, parse_json, read, read_json
+from seesr_core.formats.stream import slots_of, write_into
+from seesr_core.formats.tensorfile import Header, is_undamaged, read_header
+from seesr_core.runtime.files import atomic_write, whole_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class Saved:
     """Optimizer steps done."""
     facts: dict[str, Any]
     """Settings of the run that wrote it."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of its tensors, by name."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What else the loop has to know."""
 
@@ -70,8 +74,11 @@ class Checkpoints:
         newest = self.folder / NEWEST
         metadata = {"format": "seesr-training", "step": str(step), "facts": json.dumps(facts)}
         metadata["notes"] = json.dumps(dict(notes))
-        with atomic_write(newest) as temporary:
-            _write(dict(tensors), temporary, metadata, newest)
+        slots = slots_of(tensors)
+        with whole_file(newest) as handle:
+            write_into(handle, slots, ((name, tensors[name]) for name in slots), metadata, finite=False)
+            handle.flush()
+            os.fsync(handle.fileno())
             self._put_aside(newest)
         self._thin_out()
 
@@ -94,10 +101,10 @@ class Checkpoints:
         if JUDGED not in figures:
             return False
         try:
-            best = json.loads((self.folder / OLDER / BEST).with_suffix(".json").read_text("utf-8"))
-        except (OSError, ValueError):
+            best = read(dict[str, float], read_json((self.folder / OLDER / BEST).with_suffix(".json")))
+            return bool(best["step"] >= step or figures[JUDGED] < best[JUDGED])
+        except (OSError, ValueError, KeyError):
             return True
-        return bool(best["step"] >= step or figures[JUDGED] < best[JUDGED])
 
     def mark_best(self, figures: Mapping[str, float], step: int) -> None:
         """Keep the newest checkpoint as the best one; where the file system can, without using room twice."""
@@ -108,8 +115,7 @@ class Checkpoints:
                 os.link(self.folder / NEWEST, temporary)
             except OSError:
                 shutil.copyfile(self.folder / NEWEST, temporary)
-        with atomic_write(best.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({"step": step, **figures}), "utf-8")
+        write_text(best.with_suffix(".json"), json.dumps({"step": step, **figures}))
 
     def newest_whole(self) -> Saved | None:
         """The newest checkpoint that can be read, or None if there never was one; damaged ones are logged.
@@ -121,7 +127,7 @@ class Checkpoints:
         for path in self._candidates():
             try:
                 return _read(path)
-            except (SafetensorError, OSError, ValueError, KeyError) as error:
+            except (WeightsError, OSError, ValueError) as error:
                 log.warning("skipped the damaged checkpoint %s (%s)", path, error)
                 damaged.append(path.name)
         if damaged:
@@ -138,33 +144,37 @@ class Checkpoints:
         yield from self._older()
 
 
-def _write(tensors: dict[str, Tensor], temporary: Path, metadata: dict[str, str], target: Path) -> None:
-    try:
-        save_file(tensors, temporary, metadata)
-    except SafetensorError as error:
-        raise ResourceError(
-            f"Could not write {target} ({error}). Nothing was lost: free some room and give the same command again."
-        ) from error
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
+class _Metadata(TypedDict):
+    """What a checkpoint says of itself."""
+
+    step: Whole
+    facts: dict[str, Any]
+    notes: dict[str, Any]
 
 
 def _read(path: Path) -> Saved:
-    """Opening checks that the file is as long as its header says."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    return Saved(
-        path=path,
-        step=int(metadata["step"]),
-        facts=json.loads(metadata["facts"]),
-        notes=json.loads(metadata.get("notes", "{}")),
-    )
+    """The header is checked against the file's length, and all of it against the hash that it carries.
+
+    Raises:
+        WeightsError, ValueError, OSError: it is damaged.
+    """
+    header = read_header(path)
+    found = _metadata(header)
+    if is_undamaged(header) is False:
+        raise ValueError("its content is not what was written: some of its bytes have changed")
+    shapes = {name: spec.shape for name, spec in header.tensors.items()}
+    return Saved(path=path, shapes=shapes, **found)
+
+
+def _metadata(header: Header) -> _Metadata:
+    entries = {name: header.metadata.get(name, "{}") for name in ("step", "facts", "notes")}
+    found: _Metadata = read(_Metadata, {name: parse_json(text) for name, text in entries.items()}, "its metadata")
+    return found
 
 
 def _step_of(path: Path) -> int | None:
     """The step of a checkpoint, None if it is damaged."""
     try:
-        with safe_open(path, "pt") as file:
-            return int((file.metadata() or {})["step"])
-    except (SafetensorError, OSError, ValueError, KeyError):
+        return _metadata(read_header(path))["step"]
+    except (WeightsError, OSError, ValueError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import inspect
 import logging
@@ -16,8 +17,11 @@ from typing import Any, TypeVar
 
 import tyro
 
+from seesr_core.cli.console import printable
 from seesr_core.errors import SeeSRError, SettingsError
+from seesr_core.runtime.signals import exit_code, how, terminable
 
+from .processes import process_count
 from .settings import overridden, read_toml
 
 log = logging.getLogger(__name__)
@@ -25,7 +29,6 @@ log = logging.getLogger(__name__)
 Command = TypeVar("Command")
 Config = TypeVar("Config")
 
-INTERRUPTED = 130
 SETTINGS = tyro.conf.arg(name="")
 """Annotates the field `config` of a command: its settings become flags without a prefix."""
 
@@ -107,16 +110,26 @@ def run(action: Callable[[], object]) -> int:
     A reader that leaves early, such as `head`, ends it silently.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for handler in logging.root.handlers:
+        handler.addFilter(_make_printable)
     try:
-        action()
+        # Where there are several processes their launcher ends them by SIGTERM, also those that wait for each other.
+        with contextlib.nullcontext() if process_count() > 1 else terminable():
+            action()
     except SeeSRError as error:
         log.error("%s", error)
         return 1
-    except KeyboardInterrupt:
-        log.error("Interrupted; the same command goes on from the last checkpoint.")
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        log.error("%s; the same command goes on from the last checkpoint.", how(error))
+        return exit_code(error)
     except BrokenPipeError:
         # The reader of our output left; nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Words of files in a message are not to command the terminal."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True

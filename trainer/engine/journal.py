@@ -18,7 +18,8 @@ import torch
 
 from seesr_core import __version__
 from seesr_core.errors import ResourceError, SettingsError
-from seesr_core.runtime.files import atomic_write
+from seesr_core.formats.schema import parse_json, read, read_json
+from seesr_core.runtime.files import read_text, write_text
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +86,8 @@ class Journal:
             if step == 0:
                 path.unlink(missing_ok=True)
             elif path.exists():
-                lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
-                with atomic_write(path) as temporary:
-                    temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
+                lines = [line for line in read_text(path, errors="replace").splitlines() if _step_of(line) <= step]
+                write_text(path, "".join(line + "\n" for line in lines))
 
     def write(self, line: Mapping[str, Any], *, kind: str = "log") -> None:
         """One line of figures; it has at least `step`. `kind` is "log" or "validation".
@@ -140,10 +140,10 @@ def _wandb(project: str, out: Path, facts: Mapping[str, Any]) -> Any:
 
 
 def _step_of(line: str) -> float:
-    """The step of a log line; a line cut off by the end of the process belongs to a step that no checkpoint has."""
+    """The step of a log line; one that is cut off or damaged belongs to a step that no checkpoint has."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return read(dict[str, Any], parse_json(line))["step"] + 0.0
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
@@ -187,16 +187,15 @@ def write_run(out: Path, facts: Mapping[str, Any], *, processes: int, device: to
             "packages": {name: _version(name) for name in _PACKAGES},
         }
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"recipe": dict(facts), "starts": starts}, indent=1), "utf-8")
+    write_text(path, json.dumps({"recipe": dict(facts), "starts": starts}, indent=1))
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:
     try:
-        starts: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["starts"]
+        starts: list[dict[str, Any]] = read(list[dict[str, Any]], read(dict[str, Any], read_json(path))["starts"])
+        return starts
     except (OSError, ValueError, KeyError):
         return []
-    return starts
 
 
 def _version(package: str) -> str | None:

@@ -19,7 +19,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from seesr_core.errors import DataError
-from seesr_core.runtime.files import atomic_write
+from seesr_core.formats.schema import read, read_json
+from seesr_core.runtime.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +52,12 @@ def held(folder: Path) -> Iterator[None]:
 
 def _sign(path: Path) -> None:
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(owner), "utf-8")
+    write_text(path, json.dumps(owner))
 
 
 def _owner(path: Path) -> str:
     try:
-        owner: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        owner: dict[str, Any] = read(dict[str, Any], read_json(path))
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"

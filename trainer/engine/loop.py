@@ -369,6 +369,7 @@ def _resume(checkpoints: Checkpoints, state: State, facts: Mapping[str, Any]) ->
     if saved is None:
         return None
     _check_same_run(checkpoints.folder, saved.facts, facts)
+    state.check(saved.shapes, saved.path)
     state.load(saved.tensors())
     log.info("resuming %s at step %d", checkpoints.folder, saved.step)
     return saved

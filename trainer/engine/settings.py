@@ -7,9 +7,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from seesr_core.errors import SettingsError
+from seesr_core.formats.schema import MalformedError, read
+from seesr_core.runtime.files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,6 +19,7 @@ else:
     import tomli as tomllib
 
 Config = TypeVar("Config")
+_MOST_BYTES = 1 << 20
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -26,8 +29,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         SettingsError: missing, or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text(path, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
             f"{path} cannot be read as TOML settings ({error}); expected lines like `crop = 256`."
         ) from error
@@ -40,6 +43,7 @@ def overridden(config: Config, settings: Mapping[str, Any], source: Path, prefix
         SettingsError: an unknown key, with the nearest one; a value of another kind, or one that cannot work.
     """
     changes: dict[str, Any] = {}
+    hints = get_type_hints(type(config), include_extras=True)
     for key, value in settings.items():
         name = _known(key.replace("-", "_"), config, source, prefix)
         old = getattr(config, name)
@@ -48,7 +52,7 @@ def overridden(config: Config, settings: Mapping[str, Any], source: Path, prefix
                 raise SettingsError(f"{source}: {prefix}{name} is a table ([{prefix}{name}]), found {value!r}.")
             changes[name] = overridden(old, value, source, f"{prefix}{name}.")
         else:
-            changes[name] = _of_the_same_kind(old, value, f"{source}: {prefix}{name}")
+            changes[name] = _of_kind(hints[name], value, f"{source}: {prefix}{name}")
     return replace(config, **changes)  # type: ignore[type-var]
 
 
@@ -62,16 +66,8 @@ def _known(name: str, config: Any, source: Path, prefix: str) -> str:
     return name
 
 
-def _of_the_same_kind(old: Any, value: Any, name: str) -> Any:
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(tuple(item) if isinstance(item, list) else item for item in value)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if old is not None and type(old) is not type(value):
-        raise SettingsError(f"{name} is a {_kind(old)}, found {value!r}. Correct it in the file.")
-    return value
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "truth value", int: "whole number", float: "number", str: "text in quotes", tuple: "list"}
-    return kinds.get(type(value), type(value).__name__)
+def _of_kind(kind: Any, value: Any, name: str) -> Any:
+    try:
+        return read(kind, value, name)
+    except MalformedError as error:
+        raise SettingsError(f"{error}. Correct it in the file.") from error

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from seesr_core.errors import DataError
 
 from .sharding import fill, like, whole
 
@@ -31,6 +34,24 @@ class State:
             moments = self.moments(parameter)
             found |= {f"{key}.{name}": _own(value, parameter) for key, value in moments.items() if value is not None}
         return {name: whole(tensor).cpu().contiguous() for name, tensor in found.items()}
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+        """Find the tensors of a checkpoint, by name, to be those of this run.
+
+        Raises:
+            DataError: some are missing, left over or of other shapes.
+        """
+        expected = {f"weights.{name}": tuple(p.shape) for name, p in self.parameters.items()}
+        expected |= {f"average.{name}": tuple(tensor.shape) for name, tensor in self.average.items()}
+        moments = {name for name in shapes if name.partition(".")[0] not in ("weights", "average")}
+        odd = [name for name, shape in expected.items() if shapes.get(name) != shape]
+        odd += sorted(shapes.keys() - expected.keys() - moments)
+        odd += sorted(name for name in moments if name.partition(".")[2] not in self.parameters)
+        if odd:
+            raise DataError(
+                f"{path} does not belong to this run: {len(odd)} of its tensors are missing, left over or of other "
+                f"shapes, the first is {odd[0]}; use another folder, or the recipe that wrote it."
+            )
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Put back what `tensors` gave, one after the other."""

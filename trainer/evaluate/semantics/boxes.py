@@ -5,7 +5,6 @@ Shape letters: D detections, G true boxes, T IoU thresholds. Boxes are left, top
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seesr_core.errors import DataError
+
+from . import coco
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -75,26 +76,22 @@ def read_annotations(path: Path) -> Annotations:
     Raises:
         DataError: it is no such file.
     """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        names = {image["id"]: Path(image["file_name"]).stem for image in data["images"]}
-        found: dict[tuple[str, int], list[tuple[list[float], bool]]] = {}
-        for entry in data["annotations"]:
-            left, top, width, height = map(float, entry["bbox"])
-            box = [left, top, left + width, top + height]
-            found.setdefault((names[entry["image_id"]], entry["category_id"]), []).append(
-                (box, bool(entry.get("iscrowd", 0)))
-            )
-        return Annotations(
-            categories={category["id"]: category["name"] for category in data["categories"]},
-            sizes={names[image["id"]]: (image["width"], image["height"]) for image in data["images"]},
-            truths={key: _truth(entries) for key, entries in found.items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} should be COCO annotations (JSON with images, annotations with bbox, categories), "
-            f"but cannot be read so ({error!r})."
-        ) from error
+    data, _ = coco.read_file(
+        coco.Instances, path, "COCO annotations (JSON with images, annotations with bbox, categories)"
+    )
+    names = {image.id: image.name for image in data.images}
+    found: dict[tuple[str, int], list[tuple[list[float], bool]]] = {}
+    for entry in data.annotations:
+        if entry.image_id not in names:
+            raise DataError(f"{path} has a box of the picture {entry.image_id}, which it does not list; correct it.")
+        left, top, width, height = entry.bbox
+        box = [left, top, left + width, top + height]
+        found.setdefault((names[entry.image_id], entry.category_id), []).append((box, bool(entry.iscrowd)))
+    return Annotations(
+        categories={category.id: category.name for category in data.categories},
+        sizes={image.name: (image.width, image.height) for image in data.images},
+        truths={key: _truth(entries) for key, entries in found.items()},
+    )
 
 
 def _truth(entries: Sequence[tuple[list[float], bool]]) -> Truth:

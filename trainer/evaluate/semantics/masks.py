@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seesr_core.errors import DataError
+
+from . import coco
 
 
 def why_absent() -> str:
@@ -46,9 +47,11 @@ def mask_precision(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    file, data = coco.read_file(
+        coco.Masks, path, "COCO annotations with masks (segmentation: polygons or run lengths, area)"
+    )
     try:
-        data = json.loads(path.read_text("utf-8"))
-        ids = {Path(image["file_name"]).stem: image["id"] for image in data["images"]}
+        ids = {image.name: image.id for image in file.images}
         wanted = {ids[name] for name in names}
         truths = [_complete(entry) for entry in data["annotations"] if entry["image_id"] in wanted]
         with contextlib.redirect_stdout(io.StringIO()):
@@ -62,7 +65,7 @@ def mask_precision(
             judge.params.imgIds, judge.params.catIds = sorted(wanted), sorted(categories)
             for step in (judge.evaluate, judge.accumulate, judge.summarize):
                 step()
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except Exception as error:  # the library raises what it likes
         raise DataError(
             f"{path} should be COCO annotations with masks (segmentation: polygons or run lengths, area), but cannot "
             f"be judged so ({error!r})."

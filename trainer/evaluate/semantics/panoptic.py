@@ -5,7 +5,6 @@ Shape letters: H, W pixels, C categories. Maps are integer arrays (H, W); 0 is n
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,9 @@ from numpy.typing import NDArray
 
 from seesr_core.errors import DataError, ImageError
 from seesr_core.pictures.opening import open_picture
+from seesr_core.runtime.files import inside
+
+from . import coco
 
 Ids = NDArray[np.int64]
 
@@ -95,25 +97,25 @@ def read_panoptic(path: Path, masks: Path | None = None) -> PanopticAnnotations:
     folder = masks or path.with_suffix("")
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; the PNG files of {path} are expected there (or --panoptic-masks).")
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        found = PanopticAnnotations(
-            categories={category["id"]: category["name"] for category in data["categories"]},
-            stuff={category["id"] for category in data["categories"] if not category["isthing"]},
-        )
-        for entry in data["annotations"]:
-            name = Path(entry["file_name"]).stem
-            found.files[name] = folder / entry["file_name"]
-            found.segments[name] = {
-                part["id"]: Segment(part["category_id"], bool(part.get("iscrowd", 0)))
-                for part in entry["segments_info"]
-            }
-        return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} should be COCO panoptic annotations (JSON with annotations with segments_info, categories with "
-            f"isthing), but cannot be read so ({error!r})."
-        ) from error
+    data, _ = coco.read_file(
+        coco.Panoptic,
+        path,
+        "COCO panoptic annotations (JSON with annotations with segments_info, categories with isthing)",
+    )
+    found = PanopticAnnotations(
+        categories={category.id: category.name for category in data.categories},
+        stuff={category.id for category in data.categories if not category.isthing},
+    )
+    for entry in data.annotations:
+        try:
+            mask = inside(folder, entry.file_name)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; correct its file_name.") from error
+        found.files[mask.stem] = mask
+        found.segments[mask.stem] = {
+            part.id: Segment(part.category_id, bool(part.iscrowd)) for part in entry.segments_info
+        }
+    return found
 
 
 @dataclass(slots=True)
