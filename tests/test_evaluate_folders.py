@@ -125,16 +125,16 @@ def test_contact_sheet(folders: Path) -> None:
     assert main([*all_folders(folders), "--sheet", str(sheet), "--sheet-rows", "1"]) == 0
     with Image.open(sheet) as image:
         assert image.width == 3 * (96 + 4)
-        assert image.height == 80 + 18 + 4
+        assert image.height == 80 + 32 + 4
         original = np.asarray(Image.open(folders / "hr" / "one.png"))
-        assert np.array_equal(np.asarray(image)[18:98, 200:296], original)
+        assert np.array_equal(np.asarray(image)[32:112, 200:296], original)
 
 
 def test_sheet_cuts_the_centre_and_never_resizes() -> None:
     big, small = photo(60, 50, 1), photo(10, 12, 2)
     sheet = np.asarray(contact_sheet([("x", {"a": big, "b": small})], cell=20))
-    assert np.array_equal(sheet[18:38, :20], np.asarray(big)[15:35, 20:40])
-    assert np.array_equal(sheet[18:30, 24:34], np.asarray(small))
+    assert np.array_equal(sheet[32:52, :20], np.asarray(big)[15:35, 20:40])
+    assert np.array_equal(sheet[32:44, 24:34], np.asarray(small))
 
 
 @pytest.mark.parametrize(

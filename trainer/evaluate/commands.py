@@ -10,6 +10,7 @@ import tyro
 
 from ..engine import command
 from .quality import folders
+from .report import photo_pages
 from .semantics import dape, grounding
 from .semantics import folders as semantics
 from .study import ablation
@@ -23,6 +24,7 @@ COMMANDS: Mapping[str, tuple[type, Callable[[Any], None]]] = {
     "folders": (folders.Options, folders.command),
     "sets": (sets.Options, sets.command),
     "semantics": (semantics.Options, semantics.command),
+    "sheet": (photo_pages.Options, photo_pages.command),
     "testset": (make.Options, make.command),
     "degrade": (make.SquareOptions, make.command),
     "dape": (dape.Options, dape.command),

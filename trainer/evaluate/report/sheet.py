@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from seesr_core.pictures.writing import save_picture
 
 CELL = 512
-_HEADING, _GAP = 18, 4
+_HEADING, _GAP = 32, 4
+_TITLES = 16
 
 
 def contact_sheet(rows: Iterable[tuple[str, Mapping[str, Image.Image]]], *, cell: int = CELL) -> Image.Image:
@@ -36,9 +37,10 @@ def _strip(name: str, versions: Mapping[str, Image.Image], cell: int) -> Image.I
     width = sum(picture.width + _GAP for picture in cells)
     strip = Image.new("RGB", (width, max(picture.height for picture in cells) + _HEADING + _GAP), "white")
     draw, left = ImageDraw.Draw(strip), 0
-    for column, (title, picture) in enumerate(zip(versions, cells, strict=True)):
+    draw.text((2, 0), name, fill="black")
+    for title, picture in zip(versions, cells, strict=True):
         strip.paste(picture, (left, _HEADING))
-        draw.text((left + 2, 2), f"{name} · {title}" if column == 0 else title, fill="black")
+        draw.text((left + 2, _TITLES), title, fill="black")
         left += picture.width + _GAP
     return strip
 
