@@ -19,7 +19,7 @@ from trainer.evaluate.pictures import as_tensor
 from trainer.evaluate.study import ablation, study
 from trainer.evaluate.study.ablation import Options, run, table
 from trainer.evaluate.study.denoising import denoising_loss, make_target
-from trainer.evaluate.study.rows import FILTERS, FULL, ROWS, Inputs, bicubic_sharpened, upscale
+from trainer.evaluate.study.rows import CODED, FILTERS, FULL, ROWS, WITHOUT_LOSS, Inputs, bicubic_sharpened, sampled
 
 from .dape_nets import tiny_dape
 from .tiny_model import photo, tagger, tiny_models, write_tiny_model
@@ -65,17 +65,18 @@ def report_of(out: Path) -> dict:
 
 def test_every_row_differs_from_full_and_is_measured(done: Path) -> None:
     rows = report_of(done)["rows"]
-    assert list(rows) == [*ROWS, *FILTERS]
+    assert list(rows) == [*ROWS, *CODED, *FILTERS]
     for row, summary in rows.items():
         assert set(summary["count"].values()) == {3}
         assert summary["mean"]["psnr_y"] > 0
         assert (summary["mean"]["change"] == 0) == (row == FULL)
-        assert ("loss" in summary["mean"]) == (row in ROWS and row != "start_from_noise")
+        assert ("loss" in summary["mean"]) == (row in ROWS and row not in WITHOUT_LOSS)
+        assert ("latent_error" in summary["mean"]) == (row in ROWS)
         assert row == FULL or summary["difference"]["psnr_y"]["value"] == pytest.approx(
             summary["mean"]["psnr_y"] - rows[FULL]["mean"]["psnr_y"]
         )
     losses = {row: summary["mean"]["loss"] for row, summary in rows.items() if "loss" in summary["mean"]}
-    assert len(set(losses.values())) == len(losses) == 6
+    assert len(set(losses.values())) == len(losses) == 7
 
 
 def test_rows_change_one_thing() -> None:
@@ -83,7 +84,8 @@ def test_rows_change_one_thing() -> None:
     settings = pipeline.settings()
     with torch.no_grad():
         own, other = (pipeline.read_prompts([photo(seed=seed)], settings) for seed in (0, 1))
-    inputs = Inputs(settings=settings, prompts=own, others=other, plain=None)
+    lr, swapped = photo(seed=0), photo(seed=1)
+    inputs = Inputs(settings=settings, prompts=own, others=other, start=lr, control=lr, other=swapped, plain=None)
     made = {name: change(inputs) for name, change in ROWS.items() if name != "plain_tagger"}
     assert made[FULL] == inputs
     assert made["no_tags"].prompts.tags == [[]]
@@ -93,6 +95,47 @@ def test_rows_change_one_thing() -> None:
     assert made["shuffled_soft_prompt"].prompts == Prompts(tags=own.tags, soft_prompt=other.soft_prompt)
     assert made["start_from_noise"].settings.start == "noise"
     assert made["start_from_noise"].prompts is own
+    assert (made["shuffled_latent"].start, made["shuffled_latent"].control) == (swapped, lr)
+    assert (made["shuffled_control"].start, made["shuffled_control"].control) == (lr, swapped)
+
+
+def test_full_is_what_the_pipeline_gives_and_errors_are_relative_to_lr(
+    pairs: Path, files: dict[str, Path], done: Path
+) -> None:
+    made = ablation.open_study(options(pairs, files, done))
+    pair = made.pairs[0]
+    result = made.pipeline.run([pair.photo()], made.settings)[0].image
+    assert np.array_equal(np.asarray(Image.open(done / FULL / "a.png")), np.asarray(result))
+    prepared = made.pipeline.prepare([pair.photo()], made.settings)
+    original = as_tensor(
+        Image.fromarray(pair.original().permute(1, 2, 0).numpy()).resize((prepared.shape[3], prepared.shape[2]), 3)
+    )
+    z_lr, z_hr = (made.pipeline.encode(pixels, made.settings) for pixels in (prepared, original[None]))
+    with torch.no_grad():
+        latent = sampled(made.pipeline, made.inputs(pair))
+    expected = ((latent - z_hr).square().sum() / (z_lr - z_hr).square().sum()).item()
+    assert report_of(done)["rows"][FULL]["pictures"]["a"]["latent_error"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_autoencoder_alone(pairs: Path, files: dict[str, Path], done: Path) -> None:
+    made = ablation.open_study(options(pairs, files, done))
+    settings, pair = made.settings, made.pairs[1]
+    with torch.no_grad():
+        decoded = made.pipeline.decode(made.pipeline.encode(pair.original()[None], settings), settings)[0]
+    assert torch.equal(made.picture("autoencoder", pair), decoded)
+    assert not torch.equal(made.picture("without_diffusion", pair), made.picture(FULL, pair))
+
+
+def test_folders_of_other_results_are_rows(pairs: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    chosen = {"rows": ("teacher", "bicubic"), "limit": 2}
+    report = run(options(pairs, files, tmp_path, beside=(f"teacher={pairs / 'HR'}",), **chosen))
+    assert list(report["rows"]) == [FULL, "bicubic", "teacher"]
+    assert report["rows"]["teacher"]["mean"]["psnr_y"] == 100.0
+    assert not (tmp_path / "teacher").exists()
+    with pytest.raises(DataError, match="differ in size"):
+        run(options(pairs, files, tmp_path, beside=(f"teacher={pairs / 'LR'}",), **chosen))
+    with pytest.raises(SettingsError, match="uses the name of a row"):
+        options(pairs, files, tmp_path, beside=(f"full={pairs / 'HR'}",))
 
 
 def test_a_second_run_computes_nothing_and_a_lost_file_is_made_again(
@@ -104,11 +147,11 @@ def test_a_second_run_computes_nothing_and_a_lost_file_is_made_again(
     lost.unlink()
     made: list[Inputs] = []
 
-    def counted(pipeline: SeeSRPipeline, lr: Image.Image, inputs: Inputs) -> Image.Image:
+    def counted(pipeline: SeeSRPipeline, inputs: Inputs) -> torch.Tensor:
         made.append(inputs)
-        return upscale(pipeline, lr, inputs)
+        return sampled(pipeline, inputs)
 
-    monkeypatch.setattr(study, "upscale", counted)
+    monkeypatch.setattr(study, "sampled", counted)
     monkeypatch.setattr(study, "denoising_loss", None)
     run(options(pairs, files, done))
     assert len(made) == 1
@@ -127,7 +170,7 @@ def test_the_tagger_can_be_added_later(pairs: Path, files: dict[str, Path], tmp_
     chosen = {"rows": ("no_tags", "plain_tagger", "bicubic"), "limit": 2}
     first = run(options(pairs, files, tmp_path, tagger=None, **chosen))
     assert list(first["rows"]) == [FULL, "no_tags", "bicubic"]
-    assert list(first["absent"]) == ["plain_tagger", "niqe"]
+    assert list(first["absent"])[:2] == ["plain_tagger", "niqe"]
     assert "plain_tagger absent: no un-tuned tagger (--tagger)." in table(first)
     assert list(run(options(pairs, files, tmp_path, **chosen))["rows"]) == [FULL, "no_tags", "plain_tagger", "bicubic"]
 
@@ -144,8 +187,8 @@ def test_command_line_with_sheet(
         == 0
     )
     out = capsys.readouterr().out
-    assert "| 3 pairs | PSNR-Y ↑ | SSIM-Y ↑ | NIQE ↓ | EfficientNet-Lite0 ↓ | change of the output | denoising" in out
-    assert "| denoising loss ↓ | loss − full" in out
+    assert "| 3 pairs | PSNR-Y ↑ | SSIM-Y ↑ | NIQE ↓ | EfficientNet-Lite0 ↓ | change of the output | latent" in out
+    assert "| latent error ↓ | denoising loss ↓ | loss − full" in out
     assert "| bicubic |" in out
     assert Image.open(tmp_path / "sheet.png").width == 4 * (64 + 4)
 

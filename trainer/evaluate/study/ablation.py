@@ -13,27 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from PIL import Image
 
-from seesr_core.errors import SettingsError
+from seesr_core.errors import SettingsError, WeightsError
 from seesr_core.models import load_models
 from seesr_core.pipeline import SeeSRPipeline
 
 from ...data.order import Stream, seeded
 from ...stage1.task import read_teacher
 from ..pictures import as_picture, spread
+from ..quality.deep import DeepDistance
 from ..quality.measure import SETTINGS, Figures, Measure, means, read_niqe_model
+from ..quality.metrics import DEEP
 from ..report.intervals import Estimate, mean_estimate, resamples
+from ..report.photo_pages import named_folders
 from ..report.sheet import write_sheet
 from ..report.tables import QUALITY, Column, markdown, show, write_json
 from .denoising import TIMESTEPS
-from .rows import FILTERS, FULL, PLAIN_TAGGER, ROWS
+from .rows import CODED, FILTERS, FULL, PLAIN_TAGGER, ROWS
 from .study import Study, read_pairs
 
 RESAMPLES = 1000
 _COLUMNS = (
     *QUALITY,
     Column(key="change", title="change of the output"),
+    Column(key="latent_error", title="latent error ↓"),
     Column(key="loss", title="denoising loss ↓", digits=4),
     Column(key="loss_difference", title="loss − full, % of full [95 %]"),
 )
@@ -53,6 +58,10 @@ class Options:
     """The un-tuned tagger (`dape*.safetensors` format) for its row; without it the row is left out."""
     niqe_params: Path | None = None
     """NIQE's pristine model (.npz); without it NIQE is left out."""
+    efficientnet: Path | None = None
+    """Weights of EfficientNet-Lite0 (.pth); by default those of its package, without which its distance is left out."""
+    beside: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A folder of other results of the same pairs as NAME=DIR, as a row of its own; may be given several times."""
     limit: int = 0
     """Most pairs to take, spread over all; 0 takes all."""
     seed: int = 0
@@ -79,9 +88,11 @@ class Options:
     """Precision, as `python -m seesr_core upscale` takes it."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.rows) - {*ROWS, *FILTERS})
-        if unknown:
-            raise SettingsError(f"Unknown rows {', '.join(unknown)}; choose some of {', '.join((*ROWS, *FILTERS))}.")
+        known = (*ROWS, *CODED, *FILTERS, *named_folders(self.beside))
+        if unknown := sorted(set(self.rows) - set(known)):
+            raise SettingsError(f"Unknown rows {', '.join(unknown)}; choose some of {', '.join(known)}.")
+        if len(set(known)) < len(known):
+            raise SettingsError("--beside uses the name of a row; choose another.")
         if not self.timesteps or not all(0 <= t <= 999 for t in self.timesteps):
             raise SettingsError(f"Timesteps of the loss must lie in 0 … 999, found {list(self.timesteps)}.")
 
@@ -98,16 +109,17 @@ def run(options: Options) -> dict[str, Any]:
         SeeSRError: files that cannot be used, or a folder with another study.
     """
     study = open_study(options)
-    rows = [row for row in (*ROWS, *FILTERS) if row == FULL or not options.rows or row in options.rows]
+    every = (*ROWS, *CODED, *FILTERS, *study.beside)
+    rows = [row for row in every if row == FULL or not options.rows or row in options.rows]
     if study.plain is None:
         rows = [row for row in rows if row != PLAIN_TAGGER]
     study.fill(rows)
-    niqe_model = read_niqe_model(options.niqe_params) if options.niqe_params else None
+    measure, absent = _measure(options)
     report = {
         "settings": {**SETTINGS, **_SETTINGS, **study.identity()},
         "pairs": len(study.pairs),
-        "absent": _absent(options),
-        "rows": summarize({row: figures(study, row, Measure(niqe_model=niqe_model)) for row in rows}, options.seed),
+        "absent": absent,
+        "rows": summarize({row: figures(study, row, measure) for row in rows}, options.seed),
     }
     write_json(options.out / "ablation.json", report)
     if options.sheet is not None:
@@ -118,6 +130,8 @@ def run(options: Options) -> dict[str, Any]:
 _SETTINGS = {
     "change": "mean absolute difference to the row 'full', levels of 8 bits over all channels",
     "loss": "mean squared error of the predicted noise on HR latents, the same noise in every row, no guidance",
+    "latent_error": "squared error of the sampled latent to HR's, divided by that of LR's own latent; below 1: nearer",
+    "shuffled": "from the photo half the set away, brought to this one's size",
     "difference": "mean over the pictures of row - full, 95 % bootstrap interval",
 }
 
@@ -141,13 +155,25 @@ def open_study(options: Options) -> Study:
         pairs=read_pairs(options.pairs, options.limit),
         out=options.out,
         timesteps=options.timesteps,
+        beside=named_folders(options.beside),
     )
 
 
-def _absent(options: Options) -> dict[str, str]:
-    """What is missing, and why."""
-    reasons = {} if options.tagger else {PLAIN_TAGGER: "no un-tuned tagger (--tagger)"}
-    return reasons | ({} if options.niqe_params else {"niqe": "no pristine model (--niqe-params)"})
+def _measure(options: Options) -> tuple[Measure, dict[str, str]]:
+    """What judges the pictures, and what is missing and why."""
+    absent = {} if options.tagger else {PLAIN_TAGGER: "no un-tuned tagger (--tagger)"}
+    niqe_model, deep = None, None
+    if options.niqe_params:
+        niqe_model = read_niqe_model(options.niqe_params)
+    else:
+        absent["niqe"] = "no pristine model (--niqe-params)"
+    try:
+        deep = DeepDistance.load(options.efficientnet)
+    except WeightsError:
+        if options.efficientnet:
+            raise
+        absent[DEEP] = "no weights (--efficientnet, or their package)"
+    return Measure(niqe_model=niqe_model, deep=deep), absent
 
 
 def figures(study: Study, row: str, measure: Measure) -> dict[str, Figures]:
@@ -157,9 +183,8 @@ def figures(study: Study, row: str, measure: Measure) -> dict[str, Figures]:
         picture, full = study.picture(row, pair), study.picture(FULL, pair)
         change = (picture.float() - full.float()).abs().mean().item()
         found[pair.name] = {**measure(picture, pair.original()), "change": change}
-        loss = study.loss(row, pair)
-        if loss is not None:
-            found[pair.name]["loss"] = loss
+        more = {"loss": study.loss(row, pair), "latent_error": study.latent_error(row, pair)}
+        found[pair.name] |= {key: value for key, value in more.items() if value is not None}
     return found
 
 
@@ -178,7 +203,7 @@ def _differences(
 ) -> dict[str, dict[str, float]]:
     """Row − full with its interval, for every figure that both have."""
     found: dict[str, dict[str, float]] = {}
-    for key in ("psnr_y", "ssim_y", "niqe", "loss"):
+    for key in ("psnr_y", "ssim_y", "niqe", DEEP, "latent_error", "loss"):
         pairs = [(own[key], full[name][key]) for name, own in pictures.items() if key in own and key in full[name]]
         if pairs:
             values = torch.tensor(pairs, dtype=torch.float64)

@@ -42,6 +42,11 @@ class Target:
     """Timestep t of each noise."""
 
 
+def condition_of(lr: Image.Image, settings: UpscaleSettings) -> Tensor:
+    """What ControlNet sees of a photo: uint8 (1, 3, 8h, 8w), exactly LR × scale."""
+    return as_tensor(prepare(lr, scale=settings.scale, min_size=0))[None]
+
+
 def make_target(
     pipeline: SeeSRPipeline,
     lr: Image.Image,
@@ -56,7 +61,7 @@ def make_target(
     Raises:
         DataError: HR is not LR × scale, or its sides are no multiples of 8.
     """
-    condition = as_tensor(prepare(lr, scale=settings.scale, min_size=0))[None]
+    condition = condition_of(lr, settings)
     if condition.shape[1:] != hr_3HW.shape:
         raise DataError(
             f"{name}: HR should be LR × {settings.scale:g} with sides that are multiples of 8, "

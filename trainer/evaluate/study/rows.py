@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from PIL import Image, ImageFilter
+from torch import Tensor
 
 from seesr_core.method.schedule import LAST_TIMESTEP
-from seesr_core.pictures.sizes import Size, resize
+from seesr_core.pictures.sizes import Size, prepare_size, resize
 from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
+
+from ..pictures import as_picture
 
 FULL = "full"
 PLAIN_TAGGER = "plain_tagger"
@@ -27,6 +31,12 @@ class Inputs:
     """What DAPE reads in this photo."""
     others: Prompts
     """What DAPE reads in another photo of the set."""
+    start: Image.Image
+    """Photo whose latent sampling starts from."""
+    control: Image.Image
+    """Photo that ControlNet sees."""
+    other: Image.Image
+    """Another photo of the set, in the size of this one."""
     plain: Prompts | None
     """What the un-tuned tagger reads in this photo; None if there is none."""
 
@@ -64,6 +74,14 @@ def _from_noise(inputs: Inputs) -> Inputs:
     return replace(inputs, settings=replace(inputs.settings, start="noise", start_timestep=LAST_TIMESTEP))
 
 
+def _shuffled_latent(inputs: Inputs) -> Inputs:
+    return replace(inputs, start=inputs.other)
+
+
+def _shuffled_control(inputs: Inputs) -> Inputs:
+    return replace(inputs, control=inputs.other)
+
+
 ROWS: Mapping[str, Change] = {
     FULL: _same,
     "no_tags": _no_tags,
@@ -72,10 +90,12 @@ ROWS: Mapping[str, Change] = {
     "shuffled_soft_prompt": _shuffled_soft_prompt,
     PLAIN_TAGGER: _plain_tagger,
     "start_from_noise": _from_noise,
+    "shuffled_latent": _shuffled_latent,
+    "shuffled_control": _shuffled_control,
 }
-"""Rows that run the networks."""
+"""Rows that sample. A new one is a line here, if `Inputs` has what it changes."""
 
-WITHOUT_LOSS = ("start_from_noise",)
+WITHOUT_LOSS = ("start_from_noise", "shuffled_latent")
 """Rows whose denoising loss is that of `full`: they only change where sampling starts."""
 
 
@@ -96,6 +116,47 @@ FILTERS: Mapping[str, Callable[[Image.Image, Size], Image.Image]] = {
 """Rows without networks."""
 
 
-def upscale(pipeline: SeeSRPipeline, photo: Image.Image, inputs: Inputs) -> Image.Image:
-    """The photo upscaled from these inputs."""
-    return pipeline.run([photo], inputs.settings, prompts=inputs.prompts)[0].image
+def sampled(pipeline: SeeSRPipeline, inputs: Inputs) -> Tensor:
+    """The latent (1, C, h, w) that sampling from these inputs ends at, by the pipeline's own steps."""
+    settings = inputs.settings
+    states = pipeline.encode_text([settings.negative, *pipeline.compose(inputs.prompts, settings)])
+    z_lr = pipeline.encode(pipeline.prepare([inputs.start], settings), settings) if settings.start == "lr" else None
+    control = pipeline.prepare([inputs.control], settings)
+    return pipeline.sample(control, z_lr, states, inputs.prompts.soft_prompt, settings)
+
+
+def finished(pipeline: SeeSRPipeline, photo: Image.Image, latent: Tensor, settings: UpscaleSettings) -> Image.Image:
+    """The picture of a latent, with the photo's colours and its size × scale."""
+    sizes = prepare_size(*photo.size, scale=settings.scale, min_size=settings.min_size)
+    decoded = pipeline.decode(latent, settings)
+    return pipeline.finish(decoded, pipeline.prepare([photo], settings), sizes, settings)[0]
+
+
+def without_diffusion(pipeline: SeeSRPipeline, pair: Pair, settings: UpscaleSettings) -> Image.Image:
+    """The enlarged LR photo through the autoencoder and the finish: what is left if nothing is sampled."""
+    latent = pipeline.encode(pipeline.prepare([pair.photo()], settings), settings)
+    return finished(pipeline, pair.photo(), latent, settings)
+
+
+def autoencoder(pipeline: SeeSRPipeline, pair: Pair, settings: UpscaleSettings) -> Image.Image:
+    """HR through the autoencoder: as near as any result can come."""
+    return as_picture(pipeline.decode(pipeline.encode(pair.original()[None], settings), settings)[0])
+
+
+class Pair(Protocol):
+    """LR and HR of one picture."""
+
+    def photo(self) -> Image.Image:
+        """The photo to upscale (LR)."""
+        ...
+
+    def original(self) -> Tensor:
+        """The original (HR), uint8 (3, H, W)."""
+        ...
+
+
+CODED: Mapping[str, Callable[[SeeSRPipeline, Pair, UpscaleSettings], Image.Image]] = {
+    "without_diffusion": without_diffusion,
+    "autoencoder": autoencoder,
+}
+"""Rows that run the autoencoder alone."""

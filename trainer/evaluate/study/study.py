@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ from torch import Tensor
 
 from seesr_core.errors import DataError
 from seesr_core.pictures.reading import read_photo
+from seesr_core.pictures.sizes import resize
 from seesr_core.pictures.writing import save_picture
 from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 
 from ...data.fingerprints import digest, fingerprint
-from ..pictures import list_pictures, read_picture, spread
+from ..pictures import as_picture, as_tensor, enlarge, list_pictures, read_picture, spread
 from ..report.tables import write_json
-from .denoising import denoising_loss, make_target
-from .rows import FILTERS, ROWS, WITHOUT_LOSS, Inputs, upscale
+from .denoising import condition_of, denoising_loss, make_target
+from .rows import CODED, FILTERS, ROWS, WITHOUT_LOSS, Inputs, finished, sampled
 
 _NETWORKS = ("unet", "controlnet", "vae", "text_encoder", "dape")
 
@@ -75,8 +76,12 @@ class Study:
     """Folder in which everything is kept."""
     timesteps: Sequence[int]
     """Timesteps of the denoising loss; its noise derives from the seed in `settings`."""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of other results, each a row of its name."""
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
     """Denoising losses by row and pair, as far as computed."""
+    latents: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Errors of the sampled latents relative to LR's own by row and pair, as far as computed."""
     _prompts: dict[str, Prompts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,18 +112,28 @@ class Study:
 
         self._claim()
         for pair in tqdm(self.pairs, unit="pair", disable=None):
-            for row in rows:
-                if not self._file(row, pair).exists():
+            for row in (row for row in rows if row not in self.beside):
+                if not self._file(row, pair).exists() or (row in ROWS and self.latent_error(row, pair) is None):
                     save_picture(self._file(row, pair), self._make(row, pair))
+            write_json(self.out / "latents.json", self.latents)
             self._fill_losses([row for row in rows if row in ROWS and row not in WITHOUT_LOSS], pair)
 
     def picture(self, row: str, pair: PairFile) -> Tensor:
         """A result, uint8 (3, H, W)."""
+        if row in self.beside:
+            return self._other_result(row, pair)
         return read_picture(self._file(row, pair))
 
     def loss(self, row: str, pair: PairFile) -> float | None:
         """The denoising loss of a row; None where it has none."""
         return self.losses.get(row, {}).get(pair.name)
+
+    def latent_error(self, row: str, pair: PairFile) -> float | None:
+        """‖z − z_HR‖² / ‖z_LR − z_HR‖² of a row's sampled latent z: below 1 sampling came nearer to the truth.
+
+        None where the row samples nothing; NaN is never kept.
+        """
+        return self.latents.get(row, {}).get(pair.name)
 
     def _claim(self) -> None:
         """Take the folder, or go on with what it has."""
@@ -130,15 +145,40 @@ class Study:
         write_json(path, {**before, **facts})
         if (self.out / "losses.json").exists():
             self.losses = json.loads((self.out / "losses.json").read_text("utf-8"))
+        if (self.out / "latents.json").exists():
+            self.latents = json.loads((self.out / "latents.json").read_text("utf-8"))
 
     def _file(self, row: str, pair: PairFile) -> Path:
         return self.out / row / f"{pair.name}.png"
 
+    @torch.no_grad()
     def _make(self, row: str, pair: PairFile) -> Image.Image:
         if row in FILTERS:
             _, height, width = pair.original().shape
             return FILTERS[row](pair.photo(), (width, height))
-        return upscale(self.pipeline, pair.photo(), ROWS[row](self.inputs(pair)))
+        if row in CODED:
+            return CODED[row](self.pipeline, pair, self.settings)
+        inputs = ROWS[row](self.inputs(pair))
+        latent = sampled(self.pipeline, inputs)
+        self.latents.setdefault(row, {})[pair.name] = self._relative_error(latent, pair)
+        return finished(self.pipeline, pair.photo(), latent, inputs.settings)
+
+    def _other_result(self, row: str, pair: PairFile) -> Tensor:
+        files = list_pictures(self.beside[row])
+        if pair.name not in files:
+            raise DataError(f"{self.beside[row]} has no picture {pair.name}; it needs one for every pair.")
+        picture = read_picture(files[pair.name])
+        if picture.shape != pair.original().shape:
+            raise DataError(f"{files[pair.name]} and its HR differ in size; give results of the size of HR.")
+        return picture
+
+    def _relative_error(self, latent: Tensor, pair: PairFile) -> float:
+        """See `latent_error`. HR is enlarged to what the networks saw where `min_size` made that larger."""
+        prepared = self.pipeline.prepare([pair.photo()], self.settings)
+        original = as_tensor(enlarge(as_picture(pair.original()), prepared[0]))[None]
+        z_hr, z_lr = (self.pipeline.encode(pixels, self.settings) for pixels in (original, prepared))
+        own = (z_lr - z_hr).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return float((latent - z_hr).square().sum() / own)
 
     def _fill_losses(self, rows: Sequence[str], pair: PairFile) -> None:
         missing = [row for row in rows if self.loss(row, pair) is None]
@@ -149,17 +189,23 @@ class Study:
         )
         inputs = self.inputs(pair)
         for row in missing:
-            prompts = ROWS[row](inputs).prompts
-            self.losses.setdefault(row, {})[pair.name] = denoising_loss(self.pipeline, target, prompts)
+            changed = ROWS[row](inputs)
+            condition = condition_of(changed.control, self.settings)
+            loss = denoising_loss(self.pipeline, replace(target, condition=condition), changed.prompts)
+            self.losses.setdefault(row, {})[pair.name] = loss
         write_json(self.out / "losses.json", self.losses)
 
     def inputs(self, pair: PairFile) -> Inputs:
         """What the rows start from."""
         other = self.pairs[(self.pairs.index(pair) + len(self.pairs) // 2) % len(self.pairs)]
+        photo = pair.photo()
         return Inputs(
             settings=self.settings,
             prompts=self._read(self.pipeline, "dape", pair),
             others=self._read(self.pipeline, "dape", other),
+            start=photo,
+            control=photo,
+            other=resize(other.photo(), photo.size),
             plain=None if self.plain is None else self._read(self.plain, "plain", pair),
         )
 
