@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import WeightsError
 from .formats import sources
 from .formats.detect import FileKind, Kind, detect
-from .formats.sources import Source
+from .formats.sources import TAG_LISTS, Source
 from .runtime.files import listed
 
 log = logging.getLogger(__name__)
@@ -19,9 +19,6 @@ log = logging.getLogger(__name__)
 NANO = "nano"
 """Name of the embedded small model."""
 NANO_FOLDER = Path(__file__).parent / "nano"
-
-TAG_LISTS = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "ram_tag_list_chinese.txt")
-"""RAM's vocabulary; the file of its weights does not hold it."""
 
 _ADAPTERS = (Kind.DAPE_LORA, Kind.DAPE_PEFT)
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from .dape import DAPE, Vocabulary
 from .errors import SettingsError, WeightsError
 from .formats.base import Base, load_base
-from .formats.control import ControlParts, read_control, read_published
+from .formats.control import SOFT_WIDTH, ControlParts, read_control, read_published
 from .formats.metadata import as_dtype
-from .formats.ram import read_dape, read_ram
+from .formats.ram import read_dape, read_ram_with_lists
 from .formats.tensorfile import read_header
-from .model_files import NANO, TAG_LISTS, ModelFiles, TaggerFiles, find_model, find_tagger
+from .model_files import NANO, ModelFiles, TaggerFiles, find_model, find_tagger
 from .runtime.devices import AUTO, choose_device, choose_dtype
 from .runtime.memory import require_memory
 from .settings import UpscaleSettings
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _TURBO: Mapping[str, Any] = {"steps": 2, "cfg": 1.0, "spacing": "trailing"}
 """Sampling of SD-turbo, told by the spacing in its scheduler file."""
-_MUST_AGREE = ("block_out_channels", "cross_attention_dim")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,34 +114,17 @@ def read_tagger(files: TaggerFiles) -> tuple[DAPE, Vocabulary]:
     """
     if files.tag_lists is None:
         return read_dape(files.weights)
-    tags, thresholds, chinese = (files.tag_lists / name for name in TAG_LISTS)
-    vocabulary = Vocabulary.from_text_files(tags, thresholds, chinese if chinese.is_file() else None)
-    dape = read_ram(files.weights, files.adapter)
-    if len(vocabulary) != dape.config.num_tags:
-        raise WeightsError(
-            f"{tags} has {len(vocabulary)} tags, {files.weights} has {dape.config.num_tags}: "
-            "use the list of that model."
-        )
-    return dape, vocabulary
+    return read_ram_with_lists(files.weights, files.adapter, files.tag_lists)
 
 
 def _check_fit(files: ModelFiles, base: Base, control: ControlParts, dape: DAPE) -> None:
-    for name in _MUST_AGREE:
-        has, wants = _plain(base.unet_config.get(name)), _plain(control.unet_config.get(name))
-        if has != wants:
-            raise WeightsError(
-                f"{files.control} was trained on a base ({control.base or 'unnamed'}) with {name} {wants}, "
-                f"{files.base} has {has}: use the base that it was trained on."
-            )
-    if dape.config.token_width != control.context_dim:
+    if misfit := control.misfit(base.unet_config, dape.config.token_width):
+        name, wanted, found = misfit
+        other = files.tagger.weights if name == SOFT_WIDTH else files.base
         raise WeightsError(
-            f"{files.control} reads soft prompts of width {control.context_dim}, {files.tagger.weights} gives "
-            f"{dape.config.token_width}: use the tagger that it was trained with."
+            f"{files.control} was trained on {control.base or 'an unnamed base'} with {name} {wanted}, {other} has "
+            f"{found}: use the one that it was trained with."
         )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _unet(files: ModelFiles, base: Base, control: ControlParts, dtype: torch.dtype) -> Any:

@@ -188,7 +188,7 @@ def test_a_control_part_of_another_base(folder: Path) -> None:
     }
     about = {"format": "seesr-control", "version": "1", "config": json.dumps(config), "base": "sd-2"}
     write_zeros(folder / "seesr.safetensors", shapes, about)
-    assert "was trained on a base (sd-2) with block_out_channels [320, 640, 1280, 1280]" in refusal(folder)
+    assert "was trained on sd-2 with block_out_channels [320, 640, 1280, 1280]" in refusal(folder)
 
 
 def test_a_tagger_of_another_width(complete: Path, folder: Path) -> None:
@@ -200,8 +200,8 @@ def test_a_tagger_of_another_width(complete: Path, folder: Path) -> None:
     head = HeadConfig(hidden=24, heads=4, intermediate=40, encoder_width=28)
     dape = tiny_dape(DAPEConfig(swin=SWIN, head=head, num_tags=11, label_width=12))
     write_dape(folder / "dape.safetensors", dape, tagger()[1])
-    assert "reads soft prompts of width 20" in refusal(folder)
-    assert "gives 28: use the tagger that it was trained with" in refusal(folder)
+    assert "with soft prompts of width 20, " in refusal(folder)
+    assert "dape.safetensors has 28: use the one that it was trained with" in refusal(folder)
 
 
 def test_weights_that_are_not_the_whole_network(folder: Path) -> None:
@@ -248,7 +248,7 @@ def test_the_published_tagger_is_ram_with_its_adapter_and_tag_lists(tmp_path: Pa
     assert not torch.equal(loaded.state_dict()[changed], dape.state_dict()[changed])
     (tmp_path / TAG_LISTS[0]).write_text("a\nb", encoding="utf-8")
     (tmp_path / TAG_LISTS[1]).write_text("0.5\n0.5", encoding="utf-8")
-    with pytest.raises(WeightsError, match=r"ram_tag_list\.txt has 2 tags, .* has 11: use the list of that model"):
+    with pytest.raises(WeightsError, match=r" has 2 tags, .* has 11: use the lists of that model"):
         load_tagger(tmp_path, device="cpu")
 
 

@@ -23,10 +23,10 @@ from seesr_core.formats.control import read_control, read_published, write_contr
 from seesr_core.formats.detect import Kind, detect
 from seesr_core.formats.portions import portions
 from seesr_core.formats.quantized import SCALE, dequantized, quantize
-from seesr_core.formats.ram import read_dape, read_ram, write_dape
+from seesr_core.formats.ram import read_dape, read_ram, read_tag_lists, write_dape
 from seesr_core.formats.tensorfile import DIGEST, read_header
 from seesr_core.install.convert_control import ControlJob
-from seesr_core.install.convert_dape import TaggerJob, read_tag_lists
+from seesr_core.install.convert_dape import TaggerJob
 from seesr_core.model_files import find_model, find_tagger
 
 from .checkpoint_files import normal

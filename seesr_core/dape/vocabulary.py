@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -99,18 +99,9 @@ class Vocabulary:
             for scores, indices in zip(scores_BN, kept, strict=True)
         ]
 
-    def prompt_tags(
-        self,
-        logits_BN: Tensor,
-        *,
-        threshold: float = 1.0,
-        exclude: Iterable[str] = (),
-        language: Language = "en",
-        max_tags: int | None = None,
-    ) -> list[str]:
-        """The tags of each image joined by ", " (arguments and errors as `select`)."""
-        chosen = self.select(logits_BN, threshold=threshold, exclude=exclude, language=language, max_tags=max_tags)
-        return [SEPARATOR.join(tag.name for tag in tags) for tags in chosen]
+    def prompt_tags(self, logits_BN: Tensor, **how: Any) -> list[str]:
+        """The tags of each image joined by ", "; `how` and errors as those of `select`."""
+        return [SEPARATOR.join(tag.name for tag in tags) for tags in self.select(logits_BN, **how)]
 
     def to_metadata(self) -> dict[str, str]:
         """The entries `tags`, `tags_zh` and `thresholds` of a file's metadata, as JSON."""

@@ -39,6 +39,11 @@ class _Configs(TypedDict):
     controlnet: configs.ControlNet
 
 
+SOFT_WIDTH = "soft prompts of width"
+_MUST_AGREE = ("block_out_channels", "cross_attention_dim")
+"""What the U-Net of a base model shares with the one that ControlNet and RCA were trained on."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ControlParts:
     """ControlNet and RCA as plain data, under diffusers' (the published) names."""
@@ -76,6 +81,22 @@ class ControlParts:
             context_dim=_context_dim(rca, "the U-Net", sources.CONTROL),
             **about,
         )
+
+    def misfit(self, unet_config: Mapping[str, Any], token_width: int) -> tuple[str, Any, Any] | None:
+        """What a base model or tagger lacks to go with these weights: its name, what they were trained on, what it has.
+
+        Args:
+            unet_config: diffusers config of the base model's U-Net.
+            token_width: width of the tagger's soft prompt.
+        """
+        pairs = {name: (self.unet_config.get(name), unet_config.get(name)) for name in _MUST_AGREE}
+        pairs[SOFT_WIDTH] = (self.context_dim, token_width)
+        listed = ((name, *map(_plain, pair)) for name, pair in pairs.items())
+        return next(((name, wanted, found) for name, wanted, found in listed if wanted != found), None)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def write_control(path: str | os.PathLike[str], parts: ControlParts, *, dtype: torch.dtype = torch.float16) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..dape import DAPE, DAPEConfig, Vocabulary, merge_published_lora
 from ..dape.lora import SCALING, peft_lora_to_published
-from ..errors import SettingsError
+from ..errors import SettingsError, WeightsError
 from . import metadata, sources
 from .border import one_sentence
 from .detect import FileKind, Kind, require
@@ -39,6 +40,37 @@ def canonical_key(key: str) -> str | None:
     """The canonical name of a published RAM key; None for text nets and computed buffers."""
     name = key.replace(_OLD_HEAD, "tagging_head")
     return name if name.startswith(_NEEDED) and not name.endswith(_COMPUTED) else None
+
+
+def read_tag_lists(folder: Path) -> Vocabulary:
+    """RAM's vocabulary from a folder with `TAG_LISTS`; the Chinese names may be absent.
+
+    Raises:
+        WeightsError: a list is missing or unreadable.
+    """
+    tags, thresholds, chinese = (folder / name for name in sources.TAG_LISTS)
+    missing = [path.name for path in (tags, thresholds) if not path.is_file()]
+    if missing:
+        raise WeightsError(
+            f"{folder} has no {' and no '.join(missing)}: get them with `python -m seesr_core download --what dape`."
+        )
+    return Vocabulary.from_text_files(tags, thresholds, chinese if chinese.is_file() else None)
+
+
+def read_ram_with_lists(
+    path: str | os.PathLike[str], adapter: str | os.PathLike[str] | None, tag_lists: Path
+) -> tuple[DAPE, Vocabulary]:
+    """What `read_ram` reads, and the vocabulary in the folder `tag_lists`.
+
+    Raises:
+        WeightsError: as `read_ram` and `read_tag_lists`, or lists of another model.
+    """
+    vocabulary, dape = read_tag_lists(tag_lists), read_ram(path, adapter)
+    if len(vocabulary) != dape.config.num_tags:
+        raise WeightsError(
+            f"{tag_lists} has {len(vocabulary)} tags, {path} has {dape.config.num_tags}: use the lists of that model."
+        )
+    return dape, vocabulary
 
 
 def read_ram(

@@ -9,6 +9,10 @@ from ..errors import WeightsError
 
 _AUTHORS = "huggingface.co/CSWRY/SeeSR or the links in the README of github.com/cswry/SeeSR"
 
+TAG_LISTS = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "ram_tag_list_chinese.txt")
+"""RAM's vocabulary: names, thresholds, and the Chinese names, which may be absent. The file of its weights does not
+hold it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from ..dape import DAPE, Vocabulary
-from ..errors import WeightsError
 from ..formats.quantized import SCALE, is_quantizable, quantize
-from ..formats.ram import dape_metadata, read_ram
+from ..formats.ram import dape_metadata, read_ram_with_lists
 from ..formats.stream import Slot, ordered, write_stream
-from ..model_files import TAG_LISTS
 
 Progress = Callable[[int, int], None]
 
@@ -45,13 +43,7 @@ class TaggerJob:
             WeightsError: a file of another kind or size, damaged or unsafe.
             ResourceError: the disk has no room. SettingsError: weights that are not finite in `dtype`.
         """
-        vocabulary = read_tag_lists(self.tag_lists)
-        dape = read_ram(self.weights, self.adapter)
-        if len(vocabulary) != dape.config.num_tags:
-            raise WeightsError(
-                f"{self.tag_lists} has {len(vocabulary)} tags, {self.weights} has {dape.config.num_tags}: "
-                "use the lists of that model."
-            )
+        dape, vocabulary = read_ram_with_lists(self.weights, self.adapter, self.tag_lists)
         state = dape.state_dict()
         slots = self._slots(state)
         more = {"quantization": "int8 rows"} if self.int8 else {}
@@ -81,18 +73,3 @@ class TaggerJob:
             else:
                 yield key, quantize(state[key])[0] if slot.dtype is torch.int8 else state[key]
             self.progress(done, len(slots))
-
-
-def read_tag_lists(folder: Path) -> Vocabulary:
-    """RAM's vocabulary from a folder with `TAG_LISTS`; the Chinese names may be absent.
-
-    Raises:
-        WeightsError: a list is missing or unreadable.
-    """
-    tags, thresholds, chinese = (folder / name for name in TAG_LISTS)
-    missing = [path.name for path in (tags, thresholds) if not path.is_file()]
-    if missing:
-        raise WeightsError(
-            f"{folder} has no {' and no '.join(missing)}: get them with `python -m seesr_core download --what dape`."
-        )
-    return Vocabulary.from_text_files(tags, thresholds, chinese if chinese.is_file() else None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..formats.detect import Kind
-from ..model_files import TAG_LISTS
+from ..formats.sources import TAG_LISTS
 from ..runtime.memory import gigabytes
 from .environment import (
     COMMAND_LINE,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..formats.detect import Kind, detect
-from ..model_files import TAG_LISTS
+from ..formats.sources import TAG_LISTS
 from ..runtime.files import listed
 from .places import PUBLISHED
 

@@ -6,6 +6,7 @@ A conditioning is the host's dict at the time of sampling: masks have the latent
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import comfy.conds
@@ -78,10 +79,17 @@ class CondTiler:
             return value
         images = value.process_cond(batch_size=self._batch, area=None)
         if isinstance(images.cond, list):
-            return images._copy_with([_once_per_tile(entry, len(tiles)) for entry in images.cond])
+            return _with_cond(images, [_once_per_tile(entry, len(tiles)) for entry in images.cond])
         if isinstance(value, comfy.conds.CONDNoiseShape) and images.cond.shape[-2:] == (self._height, self._width):
-            return images._copy_with(torch.cat([tile.crop(images.cond) for tile in tiles]))
-        return images._copy_with(_once_per_tile(images.cond, len(tiles)))
+            return _with_cond(images, torch.cat([tile.crop(images.cond) for tile in tiles]))
+        return _with_cond(images, _once_per_tile(images.cond, len(tiles)))
+
+
+def _with_cond(images: Any, cond: Any) -> Any:
+    """The host's model input with other contents."""
+    changed = copy(images)
+    changed.cond = cond
+    return changed
 
 
 def _once_per_tile(tensor: Tensor, tiles: int) -> Tensor:
