@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from seesr_core.errors import ResourceError, SettingsError, WeightsError
 from seesr_core.formats.ram import read_dape
 from seesr_core.formats.sd import plain_config
-from seesr_core.model_files import TAG_LISTS, find_model
+from seesr_core.formats.sources import TAG_LISTS
+from seesr_core.model_files import find_model
 from seesr_core.models import load_models, load_tagger
 from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.runtime.devices import choose_device, choose_dtype

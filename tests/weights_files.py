@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seesr_core.dape import DAPE
 from seesr_core.formats.ldm import unet_to_ldm
-from seesr_core.model_files import TAG_LISTS
+from seesr_core.formats.sources import TAG_LISTS
 
 from .checkpoint_files import normal
 from .dape_nets import CONFIG, tiny_dape

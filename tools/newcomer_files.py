@@ -20,8 +20,8 @@ from torch import Tensor
 
 from seesr_core.formats.ldm import unet_to_ldm
 from seesr_core.formats.sd import TokenizerFiles
+from seesr_core.formats.sources import TAG_LISTS
 from seesr_core.formats.stream import Slot, ordered, write_stream
-from seesr_core.model_files import TAG_LISTS
 from tests.checkpoint_files import SD2_UNET, tokenizer_files, unet_config
 from tests.dape_nets import CONFIG
 from tests.golden import find_golden

@@ -69,7 +69,7 @@ def locate(source: Source, path: str) -> Remote:
     if source.url:
         return Remote(url=source.url)
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in its __all__
 
     kind = None if source.type == "model" else source.type
     # Read here and not by the library, whose copy is as old as its import.
