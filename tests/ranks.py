@@ -39,7 +39,7 @@ from trainer.engine.loop import train
 from trainer.engine.loop_config import LoopConfig
 from trainer.engine.state import State
 from trainer.engine.zero import ZeroState
-from trainer.stage2.task import train_control
+from trainer.stage2.command import train_control
 
 from .golden import ROOT
 from .stage2_nets import config, small_networks

@@ -15,9 +15,10 @@ from seesr_core.method.rca import rca_parameters
 from trainer.data.crops import Crops
 from trainer.data.photos import read_photos
 from trainer.engine.command import get_recipe
+from trainer.stage2.batches import tag_prompts
 from trainer.stage2.networks import Networks
 from trainer.stage2.recipes import STAGE2_RECIPES, Stage2Config
-from trainer.stage2.task import Stage2Task, tag_prompts
+from trainer.stage2.task import Stage2Task
 
 from .tiny_model import networks, tagger, tiny_models
 

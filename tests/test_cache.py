@@ -71,9 +71,9 @@ def test_memory_is_limited_and_what_is_on_disk_is_read_again(tmp_path: Path) -> 
 def test_stage_2_has_the_losses_that_it_has_without_the_cache(tmp_path: Path) -> None:
     task = small_task(write_photos(tmp_path), config(), text_folder=tmp_path / "texts")
     batch = task.batch(0)
-    plain = task.predict(task.noisy(batch), batch, task.encode_text(batch.prompts))
+    plain = task.predict(batch, task.networks.encode_text(batch.prompts))
     for _ in range(2):
-        cached = task.predict(task.noisy(batch), batch, task.text_states(batch.prompts))
+        cached = task.predict(batch, task.text_states(batch.prompts))
         torch.testing.assert_close(cached, plain, rtol=1e-4, atol=1e-5)
     assert task._texts is not None
     assert task._texts.computed == len(set(batch.prompts))

@@ -24,10 +24,11 @@ from seesr_core.formats.control import ControlParts, read_control
 from trainer.capacity.dry_run import dry_run
 from trainer.engine.adapters import add_lora, merge_lora
 from trainer.engine.settings import overridden, read_toml
-from trainer.stage2 import task as stage2
+from trainer.stage2 import command as stage2
+from trainer.stage2.command import train_control
 from trainer.stage2.networks import Networks, build_networks
 from trainer.stage2.recipes import Stage2Config
-from trainer.stage2.task import Stage2Task, train_control
+from trainer.stage2.task import Stage2Task
 
 from .small_nets import inputs, seeded_networks
 from .stage2_nets import config, small_networks, small_task, write_photos
@@ -103,7 +104,7 @@ def test_lora_trains_adapters_and_the_image_encoder_and_is_planned_so(photos: Pa
     assert not any(p.requires_grad for p in nets.unet.parameters())
     kinds = {"lora_" in name or name.startswith("controlnet_cond_embedding.") for name in _learning(nets.controlnet)}
     assert kinds == {True}
-    crops = small_task(photos).crops
+    crops = small_task(photos).batches.crops
     found = dry_run(Stage2Task(settings, nets, crops, ["a,"] * len(crops)), settings.loop)
     assert found.trained == sum(p.numel() for p in nets.controlnet.parameters() if p.requires_grad)
     assert found.memory["gradients"] == 4 * found.trained
@@ -119,14 +120,14 @@ def _learning(network: nn.Module) -> list[str]:
 
 
 def test_adapters_are_not_trained_sharded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, crops = lora_config(), small_task(photos).crops
+    settings, crops = lora_config(), small_task(photos).batches.crops
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(SettingsError, match=r"ddp\.yaml"):
         Stage2Task(settings, adapted(settings), crops, ["a,"] * len(crops))
 
 
 def test_an_interrupted_run_of_adapters_ends_as_an_uninterrupted_one(photos: Path, tmp_path: Path) -> None:
-    listed = small_task(photos).crops.photos
+    listed = small_task(photos).photos
     settings = lora_config(steps=4, sample_every=0, save_every=1, ema=0.5)
     whole = train_control(settings, adapted(settings), listed, tmp_path / "whole")
     cut = replace(settings, loop=replace(settings.loop, steps=2))
@@ -143,7 +144,7 @@ def test_an_interrupted_run_of_adapters_ends_as_an_uninterrupted_one(photos: Pat
 
 
 def test_a_run_does_not_go_on_around_other_weights(photos: Path, tmp_path: Path) -> None:
-    listed, settings = small_task(photos).crops.photos, lora_config(steps=1, sample_every=0)
+    listed, settings = small_task(photos).photos, lora_config(steps=1, sample_every=0)
     train_control(settings, adapted(settings), listed, tmp_path)
     longer = replace(settings, loop=replace(settings.loop, steps=2))
     with pytest.raises(DataError, match=r"other settings \(init: "):

@@ -21,10 +21,13 @@ from trainer.data.pairs import make_crops
 from trainer.data.photos import Photo, read_photos
 from trainer.engine.command import get_recipe
 from trainer.engine.loop import train
+from trainer.stage1.command import train_dape
 from trainer.stage1.recipes import STAGE1_RECIPES, Stage1Config
-from trainer.stage1.task import Stage1Task, train_dape
+from trainer.stage1.task import Stage1Task
+from trainer.stage2.batches import tag_prompts
+from trainer.stage2.command import train_control
 from trainer.stage2.recipes import Stage2Config
-from trainer.stage2.task import Stage2Task, tag_prompts, train_control
+from trainer.stage2.task import Stage2Task
 
 from .dape_nets import tiny_dape
 from .stage2_nets import config, small_networks, write_photos
@@ -236,7 +239,7 @@ def test_pairs_are_encoded_once_and_drawn_anew(pairs: Path, tmp_path: Path) -> N
         refuse_to_work(network)
     assert all(torch.equal(one, other) for one, other in zip(batches(task, 12), plain, strict=True))
     assert losses(task, 6) == expected
-    assert task._pairs.computed == 4
+    assert task.batches.seen.computed == 4
     draws = {row.numpy().tobytes() for latents in plain[::2] for row in latents}
     assert len(draws) == 12  # four crops, three times drawn from their posterior
     task.write_caches()
@@ -250,7 +253,7 @@ def test_pairs_in_other_company_give_the_losses_to_rounding(pairs: Path) -> None
     plain = losses(stage2_task(pairs, fixed), 6)
     task = stage2_task(pairs, replace(fixed, cache_pairs=True))
     assert losses(task, 6) == pytest.approx(plain, rel=1e-5)
-    assert task._pairs.computed == 4
+    assert task.batches.seen.computed == 4
 
 
 @pytest.mark.parametrize("part", ["vae", "dape"])
@@ -261,7 +264,7 @@ def test_pairs_of_other_networks_are_not_served(pairs: Path, tmp_path: Path, par
     task.write_caches()
     other = stage2_task(pairs, settings, tmp_path, changed=part)
     batches(other, 2)
-    assert other._pairs.computed == 4
+    assert other.batches.seen.computed == 4
 
 
 def test_pairs_as_large_as_the_crop_need_no_setting(tmp_path: Path) -> None:
@@ -270,7 +273,7 @@ def test_pairs_as_large_as_the_crop_need_no_setting(tmp_path: Path) -> None:
     (folder / "list.jsonl").write_text("\n".join(lines), "utf-8")
     task = stage2_task(folder / "list.jsonl", replace(config(), cache_pairs=True))
     batches(task, 30)
-    assert task._pairs.computed == 6  # three pairs and their mirror images
+    assert task.batches.seen.computed == 6  # three pairs and their mirror images
 
 
 def test_what_pairs_cannot_be_cached_is_said(pairs: Path, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from trainer.data.crops import Crops
 from trainer.degradation import Kernels, degrade
 from trainer.engine.loop import train
 from trainer.engine.processes import local_device
+from trainer.stage2.batches import Batch
 from trainer.stage2.recipes import stage2_debug
-from trainer.stage2.task import Batch, Stage2Task
+from trainer.stage2.task import Stage2Task
 
 from .golden import golden_dir
 from .parity.compare import Comparison

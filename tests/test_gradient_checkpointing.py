@@ -13,8 +13,9 @@ from seesr_core.method.losses import noise_loss
 from trainer.capacity.live_memory import LiveBytes
 from trainer.data.crops import Crops
 from trainer.data.photos import read_photos
+from trainer.stage2.batches import tag_prompts
 from trainer.stage2.networks import build_networks
-from trainer.stage2.task import Stage2Task, tag_prompts
+from trainer.stage2.task import Stage2Task
 
 from .stage2_nets import config, small_networks, write_photos
 
@@ -42,9 +43,9 @@ def trained_step(task: Stage2Task) -> tuple[float, dict[str, torch.Tensor], int,
         parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
         parameter.grad = torch.zeros_like(parameter)
     batch = task.batch(0)
-    text, noisy = task.text_states(batch.prompts), task.noisy(batch)
+    text = task.text_states(batch.prompts)
     with LiveBytes(task.trained.parameters()) as memory:
-        loss = noise_loss(task.predict(noisy, batch, text), batch.noise)
+        loss = noise_loss(task.predict(batch, text), batch.noise)
         kept = memory.now
         loss.backward()
     return loss.item(), {name: p.grad for name, p in named.items() if p.grad is not None}, kept, memory.peak

@@ -24,9 +24,11 @@ from trainer.degradation.ops import resize
 from trainer.engine import command
 from trainer.engine.command import get_recipe
 from trainer.engine.loop import train
-from trainer.stage1 import task as stage1
+from trainer.stage1 import command as stage1
+from trainer.stage1.networks import add_lora, export, read_teacher
 from trainer.stage1.recipes import STAGE1_RECIPES, Stage1Config
-from trainer.stage1.task import Stage1Task, add_lora, export, hold_out, read_teacher
+from trainer.stage1.task import Stage1Task
+from trainer.stage1.validation import hold_out
 from trainer.stage2.recipes import STAGE2_RECIPES
 
 from .dape_nets import CONFIG, images, seeded, tiny_dape

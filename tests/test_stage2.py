@@ -16,8 +16,8 @@ from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts
 from seesr_core.method.rca import rca_parameters
 from trainer.capacity.dry_run import dry_run
+from trainer.stage2.command import train_control
 from trainer.stage2.networks import build_networks
-from trainer.stage2.task import train_control
 from trainer.stage2.validation import BANDS, Validation, read_pairs
 
 from .stage2_nets import config, small_networks, small_task, write_photos
@@ -61,8 +61,8 @@ def test_a_group_that_is_degraded_together_is_not_divided(photos: Path) -> None:
 
 def test_only_the_chosen_timesteps_are_trained(photos: Path) -> None:
     task = small_task(photos, replace(config(), timesteps=(249, 999)))
-    assert task._timesteps(torch.tensor([0.0, 0.49, 0.5, 0.999])).tolist() == [249, 249, 999, 999]
-    assert small_task(photos)._timesteps(torch.tensor([0.0, 0.5, 0.9999])).tolist() == [0, 500, 999]
+    assert task.batches._timesteps(torch.tensor([0.0, 0.49, 0.5, 0.999])).tolist() == [249, 249, 999, 999]
+    assert small_task(photos).batches._timesteps(torch.tensor([0.0, 0.5, 0.9999])).tolist() == [0, 500, 999]
 
 
 def test_the_validation_is_the_same_every_time_and_writes_its_pictures(
@@ -92,9 +92,8 @@ def test_pairs_that_do_not_fit_are_refused(pairs: Path) -> None:
 def test_a_run_logs_its_validation_and_keeps_the_best_state(photos: Path, pairs: Path, tmp_path: Path) -> None:
     settings = config(steps=2, batch_size=2, sample_every=1)
     validation = Validation(read_pairs(pairs), tagger()[1], {"steps": 1, "min_size": 64, "cfg": 1.0})
-    train_control(
-        settings, small_networks(), small_task(photos).crops.photos, tmp_path, validation=validation, base="tiny"
-    )
+    listed = small_task(photos).photos
+    train_control(settings, small_networks(), listed, tmp_path, validation=validation, base="tiny")
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text("utf-8").splitlines()]
     judged = {line["step"]: line["val_loss"] for line in lines}
     assert sorted(judged) == [1, 2]
@@ -132,13 +131,13 @@ def test_a_dry_run_leaves_the_weights_as_they_are(photos: Path) -> None:
 
 def test_a_run_with_another_tagger_or_base_is_refused(photos: Path, tmp_path: Path) -> None:
     settings = config(steps=1, sample_every=0)
-    train_control(settings, small_networks(), small_task(photos).crops.photos, tmp_path, base="tiny")
+    train_control(settings, small_networks(), small_task(photos).photos, tmp_path, base="tiny")
     for part, name in (("dape", "dape"), ("unet", "base")):
         nets = small_networks()
         parameter = next(iter(nets.dape.parameters())) if part == "dape" else nets.unet.conv_in.weight
         parameter.data.add_(0.1)
         with pytest.raises(DataError, match=rf"other settings \({name}: "):
-            train_control(settings, nets, small_task(photos).crops.photos, tmp_path, base="tiny")
+            train_control(settings, nets, small_task(photos).photos, tmp_path, base="tiny")
 
 
 def test_weights_of_another_family_are_no_start(photos: Path) -> None:

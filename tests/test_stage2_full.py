@@ -83,17 +83,14 @@ def cost(
     """Trained parameters, and bytes and arithmetic of a pass of one image with `side`² latents."""
     with FakeTensorMode():
         nets = shapes_only(unet, soft_dim, checkpointing=checkpointing, hint_channels=hint_channels)
-        task = object.__new__(Stage2Task)
-        task.networks = nets
-        batch: Any = type("Batch", (), {})()
-        batch.timesteps, batch.soft_prompt = torch.zeros(1, dtype=torch.long), torch.zeros(1, 145, soft_dim)
-        batch.condition = torch.zeros(1, 3, 8 * side, 8 * side)
+        t, soft_prompt = torch.zeros(1, dtype=torch.long), torch.zeros(1, 145, soft_dim)
+        image = torch.zeros(1, 3, 8 * side, 8 * side)
         text, x = torch.zeros(1, 77, unet["cross_attention_dim"]), torch.zeros(1, 4, side, side)
         parameters = [*nets.unet.parameters(), *nets.controlnet.parameters()]
 
         def loss() -> torch.Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                return task.predict(x, batch, text).float().square().mean()
+                return nets.predict(x, t, text, image=image, soft_prompt=soft_prompt).float().square().mean()
 
         peak, flops = cost_of_pass(loss, parameters)
     return sum(p.numel() for p in parameters if p.requires_grad), peak, flops
@@ -159,7 +156,7 @@ def one_step(unet: dict[str, Any], text_width: int, soft_width: int, folder: Pat
 def _task(networks: Networks, settings: Any, folder: Path) -> Stage2Task:
     from trainer.data.crops import Crops
     from trainer.data.photos import read_photos
-    from trainer.stage2.task import tag_prompts
+    from trainer.stage2.batches import tag_prompts
 
     networks.unet.train()
     networks.controlnet.train()

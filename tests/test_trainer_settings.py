@@ -11,7 +11,7 @@ from seesr_core.errors import SettingsError
 from trainer.engine import command
 from trainer.engine.command import get_recipe
 from trainer.engine.settings import overridden, read_toml
-from trainer.stage2 import task as stage2
+from trainer.stage2 import command as stage2
 from trainer.stage2.recipes import STAGE2_RECIPES
 
 

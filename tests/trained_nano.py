@@ -25,9 +25,9 @@ from seesr_core.formats.ram import read_dape
 from seesr_core.method.sampling import StepNoise
 from seesr_core.pipeline import SeeSRPipeline
 from trainer.data.photos import read_photos
+from trainer.stage2.command import train_control
 from trainer.stage2.networks import build_networks
 from trainer.stage2.recipes import stage2_nano
-from trainer.stage2.task import train_control
 from trainer.stage2.validation import Validation, read_pairs
 
 NANO = Path(__file__).resolve().parents[1] / "seesr_core" / "nano"
@@ -91,9 +91,9 @@ class Shown(Validation):
 
     picture: Tensor
 
-    def restore(self, task: Any, pair: Any) -> Tensor:
+    def restore(self, networks: Any, pair: Any) -> Tensor:
         """As the validation does."""
-        self.picture = super().restore(task, pair)
+        self.picture = super().restore(networks, pair)
         return self.picture
 
 

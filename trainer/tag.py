@@ -28,7 +28,7 @@ from seesr_core.runtime.files import atomic_write
 from .data.photos import Photo, load_photo, read_photos
 from .engine import command
 from .engine.processes import local_device, process_count
-from .stage1.task import read_teacher
+from .stage1.networks import read_teacher
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,11 @@ def compose_prompt(tags: Sequence[str], prompt: str, added_prompt: str) -> str:
     return f"{SEPARATOR.join(tags)}, {prompt},{added_prompt}"
 
 
+def training_text(tags: Sequence[str]) -> str:
+    """The text of a training photo in the published form "a, b,"; empty without tags."""
+    return f"{SEPARATOR.join(tags)}," if tags else ""
+
+
 def encode_prompts(prompts: Sequence[str], tokenizer: Any, text_encoder: Any) -> Tensor:
     """Text states (N, L, D) in float32 of N prompts, padded or cut to the encoder's length L (77 for CLIP).
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -43,9 +43,10 @@ from ..nano.autoencoder import build_autoencoder
 from ..nano.prior import PriorConfig, PriorSizes, build_prior
 from ..nano.tagger import tagger_config
 from ..nano.text import train_tokenizer
+from ..stage2.batches import Batches, tag_prompts
 from ..stage2.networks import Networks
 from ..stage2.recipes import Stage2Config, stage2_nano
-from ..stage2.task import Stage2Task, tag_prompts
+from ..stage2.task import Stage2Task
 
 log = logging.getLogger(__name__)
 
@@ -116,38 +117,15 @@ class Measured:
     """Loss of every step, to see that the loops do the same."""
 
 
-class TimedTask(Stage2Task):
-    """Stage 2 with its parts timed."""
+class TimedBatches(Batches):
+    """The batches of stage 2, their parts timed."""
 
     clock: Clock
 
-    def step(self, number: int, optimizer: torch.optim.Optimizer) -> float:
-        """One whole training step; returns its loss."""
-        loop = self.config.loop
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
-            batch = self.batch(number)
-            with self.clock.phase("frozen"):
-                text = self.text(batch.prompts)
-            with self.clock.phase("trained"):
-                loss = noise_loss(self.predict(self.noisy(batch), batch, text), batch.noise)
-        with self.clock.phase("trained"):
-            loss.backward()
-        with self.clock.phase("optimizer"):
-            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], loop.max_grad_norm)
-            optimizer.step()
-        return loss.item()
-
-    def text(self, prompts: Sequence[str]) -> Tensor:
-        """Text states."""
-        return self.text_states(prompts)
-
-    def _prepare(self, number: int) -> Prepared:
+    def prepare(self, number: int) -> Prepared:
+        """Part `number` made anew."""
         with self.clock.phase("data"):
             crops, photos = self.crops.batch(number, self.config.loop.micro_batch)
-        return self._looked_at(crops, photos, number)
-
-    def _looked_at(self, crops: Tensor, photos: list[int], number: int) -> Prepared:
         first = self.config.loop.images(number)[0]
         with self.clock.phase("degradation"):
             pair = self.degraded(crops, first)
@@ -155,22 +133,57 @@ class TimedTask(Stage2Task):
             return self.encoded(pair, photos, range(first, first + len(photos)))
 
 
+class TimedTask(Stage2Task):
+    """Stage 2 with its parts timed."""
+
+    batches_type = TimedBatches
+    batches: TimedBatches
+
+    def step(self, number: int, optimizer: torch.optim.Optimizer, clock: Clock) -> float:
+        """One whole training step; returns its loss."""
+        loop, self.batches.clock = self.config.loop, clock
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
+            batch = self.batch(number)
+            with clock.phase("frozen"):
+                text = self.text_states(batch.prompts)
+            with clock.phase("trained"):
+                loss = noise_loss(self.predict(batch, text), batch.noise)
+        with clock.phase("trained"):
+            loss.backward()
+        with clock.phase("optimizer"):
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], loop.max_grad_norm)
+            optimizer.step()
+        return loss.item()
+
+
+class PlainBatches(TimedBatches):
+    """As `TimedBatches`, degraded image by image."""
+
+    def degraded(self, crops: Tensor, first: int) -> Pair:
+        """The pairs made of crops one after the other."""
+        pairs = [super(PlainBatches, self).degraded(crop[None], first + index) for index, crop in enumerate(crops)]
+        return Pair(**{name: torch.cat([getattr(pair, name) for pair in pairs]) for name in Pair.__slots__})
+
+
+class PlainNetworks(Networks):
+    """Networks that look at photos in the layout in which these come."""
+
+    def codes(self, image_B3HW: Tensor) -> Tensor:
+        """Latents of images in [0, 1]."""
+        codes: Tensor = self.vae.encode(image_B3HW * 2 - 1).latents
+        return codes
+
+
 class PlainTask(TimedTask):
     """The same arithmetic without what this trainer does to be fast."""
 
+    batches_type = PlainBatches
+
     @torch.no_grad()
-    def text(self, prompts: Sequence[str]) -> Tensor:
-        """Text states, with every prompt encoded anew."""
-        return self.encode_text(prompts)
-
-    def degraded(self, crops: Tensor, first: int) -> Pair:
-        """The batch, degraded image by image."""
-        pairs = [super(PlainTask, self).degraded(crop[None], first + index) for index, crop in enumerate(crops)]
-        return Pair(**{name: torch.cat([getattr(pair, name) for pair in pairs]) for name in Pair.__slots__})
-
-    def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
-        """Encode pictures in the layout in which photos come."""
-        return self.networks.vae.encode(image * 2 - 1).latents.float()
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
+        """Text states, every prompt encoded anew."""
+        return self.networks.encode_text(prompts)
 
 
 @dataclass(slots=True)
@@ -191,12 +204,11 @@ class Loop:
 
     def step(self, number: int) -> None:
         """Carry out a step and measure it."""
-        self.task.clock = Clock(self.read)
-        start, wall = self.read(), _wall()
-        self.losses.append(self.task.step(number, self.optimizer))
+        clock, start, wall = Clock(self.read), self.read(), _wall()
+        self.losses.append(self.task.step(number, self.optimizer, clock))
         self.totals.append(self.read() - start)
         self.walls.append(_wall() - wall)
-        self.clocks.append(self.task.clock)
+        self.clocks.append(clock)
 
     def forget(self) -> None:
         """Drop what was measured, but for the losses."""
@@ -261,7 +273,10 @@ def _loop(kind: type[TimedTask], config: Stage2Config, photos: Path, options: Be
     plain = kind is PlainTask
     # Photos are read from disk, as they are where they do not fit into memory.
     crops = make_crops(read_photos(photos), config, workers=0 if plain else options.workers, memory=0)
-    task = kind(config, networks(options.size, config), crops, tag_prompts(crops.photos))
+    nets = networks(options.size, config)
+    if plain:
+        nets = PlainNetworks(**{field.name: getattr(nets, field.name) for field in fields(nets)})
+    task = kind(config, nets, crops, tag_prompts(crops.photos))
     trained = [p for p in task.trained.parameters() if p.requires_grad]
     rates = {"learning_rate": config.loop.learning_rate, "weight_decay": config.loop.weight_decay}
     optimizer = build_optimizer("adamw" if plain else "adamw-fused", trained, **rates)

@@ -103,7 +103,7 @@ def dry_run(task: Task, config: LoopConfig) -> DryRun:
         "average": average,
         "activations": activations,
     }
-    paths = [photo.path for photo in getattr(getattr(task, "crops", None), "photos", [])]
+    paths = [photo.path for photo in getattr(task, "photos", ())]
     return DryRun(
         trained=sum(p.numel() for p in trained),
         frozen=sum(p.numel() for p in frozen),

@@ -26,7 +26,6 @@ from seesr_core.formats.base import Base
 from ..engine import command
 from ..stage2.networks import Networks, build_networks, choose_trained
 from ..stage2.recipes import STAGE2_RECIPES, Stage2Config
-from ..stage2.task import Batch, Stage2Task
 from .dry_run import GIB, MOMENTS, cost_of_pass
 
 log = logging.getLogger(__name__)
@@ -174,25 +173,16 @@ def _networks(config: Stage2Config, unet: dict[str, Any], dape: DAPE) -> Network
 
 def _trained_pass(nets: Networks, config: Stage2Config, images: int) -> tuple[int, int]:
     """Bytes and operations of a forward and backward pass."""
-    task = object.__new__(Stage2Task)
-    task.networks = nets
     tokens = (nets.dape.config.swin.image_size // 32) ** 2 + 1
     x = torch.zeros(images, 4, config.crop // 8, config.crop // 8)
     condition, text = torch.zeros(images, 3, config.crop, config.crop), torch.zeros(images, TOKENS, _width(nets.unet))
-    batch = Batch(
-        target=condition,
-        condition=condition,
-        latents=x,
-        noise=x,
-        timesteps=torch.zeros(images, dtype=torch.long),
-        soft_prompt=torch.zeros(images, tokens, nets.dape.config.token_width),
-        prompts=[],
-    )
+    soft_prompt = torch.zeros(images, tokens, nets.dape.config.token_width)
+    t = torch.zeros(images, dtype=torch.long)
     kind = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}.get(config.loop.precision)
 
     def loss() -> Tensor:
         with torch.autocast("cpu", kind, enabled=kind is not None):
-            return task.predict(x, batch, text).float().square().mean()
+            return nets.predict(x, t, text, image=condition, soft_prompt=soft_prompt).float().square().mean()
 
     return cost_of_pass(loss, [*nets.unet.parameters(), *nets.controlnet.parameters()])
 

@@ -25,9 +25,10 @@ from seesr_core.runtime.files import atomic_write
 from ..data.crops import Crops
 from ..data.photos import read_photos
 from ..engine.loop import train
-from ..stage1.task import train_dape
+from ..stage1.command import train_dape
+from ..stage2.batches import tag_prompts
+from ..stage2.command import train_control
 from ..stage2.networks import Networks, build_networks
-from ..stage2.task import tag_prompts, train_control
 from .autoencoder import AutoencoderTask, build_autoencoder
 from .autoencoder import identity as autoencoder_identity
 from .decoder import DecoderTask, interpolated

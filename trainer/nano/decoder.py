@@ -191,7 +191,7 @@ class DecoderTask(Stage2Task):
     def _restored_key(self) -> str:
         """Everything that restored latents depend on."""
         networks = (self.networks.unet, self.networks.controlnet, self.networks.text_encoder)
-        parts = (self._pool_key(), asdict(self.settings), self.decoding.loop.seed, *map(fingerprint, networks))
+        parts = (self.batches.key(), asdict(self.settings), self.decoding.loop.seed, *map(fingerprint, networks))
         return digest(repr(part).encode() for part in parts)
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
@@ -251,9 +251,9 @@ class DecoderTask(Stage2Task):
 
     @torch.no_grad()
     def _decodable(self, number: int) -> Decodable:
-        batch = self.pool.get(number, self._prepare)
-        crops, _ = self.crops.batch(number, self.config.loop.batch_size)
-        codes = self.encode_image(crops.to(self.device).float().div(255), seeded(0)).cpu()
+        batch = self.batches.prepared(number)
+        crops, _ = self.batches.crops.batch(number, self.config.loop.batch_size)
+        codes = self.networks.encode_image(crops.to(self.device).float().div(255), seeded(0)).cpu()
         return Decodable(restored=self.restore(batch, number), codes=codes, crops=crops, condition=batch.condition)
 
     def _mixed(self, batch: Decodable, step: int) -> Tensor:
@@ -268,7 +268,7 @@ class DecoderTask(Stage2Task):
         settings = self.settings
         condition = batch.condition.to(self.device).float().div(255)
         count = len(condition)
-        z_lr = self.encode_image(condition, seeded(0))
+        z_lr = self.networks.encode_image(condition, seeded(0))
         noise = StepNoise.from_seed(self.decoding.loop.seed + count * number, count)
         start = start_latent(noise(z_lr), z_lr=z_lr, start_timestep=settings.start_timestep)
         return sample(
@@ -281,9 +281,9 @@ class DecoderTask(Stage2Task):
 
     def _denoiser(self, batch: Prepared, condition: Tensor) -> Denoiser:
         settings = self.settings
-        tags = [self.tags[i].rstrip(",") for i in batch.photos.tolist()]
+        tags = [self.batches.tags[i].rstrip(",") for i in batch.photos.tolist()]
         prompts = [compose_prompt([t] if t else [], settings.prompt, settings.added_prompt) for t in tags]
-        text = self.encode_text([settings.negative, *prompts])
+        text = self.networks.encode_text([settings.negative, *prompts])
         return Denoiser(
             unet=self.networks.unet,
             controlnet=self.networks.controlnet,
@@ -299,7 +299,7 @@ class DecoderTask(Stage2Task):
     def sample(self, folder: Path, step: int) -> None:
         """LR, result from restored latents, from exact codes, HR."""
         batch = self._part(0)
-        rows = [self.decode(z.to(self.device)) for z in (batch.restored, batch.codes)]
+        rows = [self.networks.decode(z.to(self.device)) for z in (batch.restored, batch.codes)]
         lr, hr = (image.float().div(255) for image in (batch.condition, batch.crops))
         save_grid(folder / f"{step:06d}.png", [row[:8] for row in (lr, *rows, hr)])
 

@@ -120,12 +120,12 @@ class PriorTask(Stage2Task):
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Eq. 2, with or without the soft prompt, or the plain denoising loss on text alone."""
         batch = self.batch(step)
-        text = self.encode_text(batch.prompts)
+        text = self.networks.encode_text(batch.prompts)
         alone, without = torch.rand(2, generator=seeded(self.config.loop.seed, Stream.NANO_PRIOR, step)).tolist()
         if alone < self.prior.alone:
-            pred = predict_noise(self.networks.unet, None, self.noisy(batch), batch.timesteps, text)
+            pred = predict_noise(self.networks.unet, None, batch.noisy(), batch.timesteps, text)
             return noise_loss(pred, batch.noise), {}
         if without < self.prior.without_soft_prompt:
             batch.soft_prompt = None
-        loss = noise_loss(self.predict(self.noisy(batch), batch, text), batch.noise)
+        loss = noise_loss(self.predict(batch, text), batch.noise)
         return loss, {"loss_joint": loss.item()}

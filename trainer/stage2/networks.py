@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seesr_core.dape import DAPE
+from seesr_core.dape import DAPE, prepare
 from seesr_core.errors import SettingsError, WeightsError
 from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts
 from seesr_core.method.controlnet import controlnet_from_unet
+from seesr_core.method.denoiser import predict_noise
 from seesr_core.method.rca import rca_parameters
+from seesr_core.method.text import encode_prompts
 from seesr_core.method.unet import build_unet
 
 from ..data.order import Stream, scoped_seed
@@ -41,6 +43,12 @@ class Networks:
     dape: DAPE
     """DAPE, frozen, its adapters merged."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        device: torch.device = next(self.unet.parameters()).device
+        return device
+
     def to(self, device: torch.device) -> Networks:
         """Move all networks."""
         for module in (self.unet, self.controlnet, self.vae, self.text_encoder, self.dape):
@@ -63,6 +71,29 @@ class Networks:
         if codes.shape[1] != self.vae.config.latent_channels:
             codes = DiagonalGaussianDistribution(codes).sample(generator)  # type: ignore[arg-type] # lists, too
         return (codes * self.vae.config.scaling_factor).float()
+
+    def encode_image(self, image: Tensor, generator: torch.Generator | list[torch.Generator]) -> Tensor:
+        """Scaled latents of images in [0, 1]: samples of the posterior (one generator, or one for each image), or a
+        deterministic autoencoder's codes."""
+        return self.latents(self.codes(image), generator)
+
+    def soft_prompt(self, condition: Tensor) -> Tensor:
+        """DAPE's tokens of the upsampled LR, resized as the published training does."""
+        size = self.dape.config.swin.image_size
+        return self.dape.encode_image(prepare(condition, size, antialias=False, mode="bicubic")).float()
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Last hidden state (B, 77, D)."""
+        return encode_prompts(prompts, self.tokenizer, self.text_encoder)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> image in [0, 1]."""
+        vae = self.vae
+        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float().add(1).div(2).clamp(0, 1)
+
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, *, image: Tensor, soft_prompt: Tensor | None) -> Tensor:
+        """ε̂ of noisy latents x (B, C, h, w) at timesteps t (B,) by ControlNet and U-Net with RCA (`predict_noise`)."""
+        return predict_noise(self.unet, self.controlnet, x, t, text, image=image, soft_prompt=soft_prompt)
 
 
 def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: ControlParts | None = None) -> Networks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 from seesr_core.dape import Vocabulary, prepare
 from seesr_core.errors import DataError
 from seesr_core.method.losses import noise_loss
+from seesr_core.method.text import training_text
 from seesr_core.models import Models
 from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
@@ -26,9 +27,8 @@ from ..data.order import Stream, by_image
 from ..engine.samples import save_grid
 from ..evaluate.pictures import as_picture, as_tensor, list_pictures, read_picture, unmatched
 from ..evaluate.quality.measure import Measure, means, read_niqe_model
-
-if TYPE_CHECKING:
-    from .task import Batch, Stage2Task
+from .batches import Batch
+from .networks import Networks
 
 BANDS = ((0, 125), (250, 375), (500, 625), (750, 875))
 """First timestep of each quarter, and the one at which the loss is taken."""
@@ -100,53 +100,52 @@ class Validation:
         return cls(read_pairs(folder), vocabulary, settings, niqe_params) if folder else None
 
     @torch.no_grad()
-    def __call__(self, task: Stage2Task, folder: Path, step: int) -> dict[str, float]:
+    def __call__(self, networks: Networks, folder: Path, step: int) -> dict[str, float]:
         """Write `validation-<step>.png` (rows LR, SR, HR) and return the means of all figures."""
-        figures, _ = means(self.losses(task, number, pair) for number, pair in enumerate(self.pairs))
-        restored = [self.restore(task, pair) for pair in self.pairs]
+        figures, _ = means(self.losses(networks, number, pair) for number, pair in enumerate(self.pairs))
+        restored = [self.restore(networks, pair) for pair in self.pairs]
         judged, _ = means(self.measure(sr, pair.hr) for sr, pair in zip(restored, self.pairs, strict=True))
         self._draw(folder / f"validation-{step:06d}.png", restored)
         return {**figures, **judged}
 
-    def losses(self, task: Stage2Task, number: int, pair: ValidationPair) -> dict[str, float]:
+    def losses(self, networks: Networks, number: int, pair: ValidationPair) -> dict[str, float]:
         """Equation 2 at each of `BANDS` and its mean, `val_loss`; the noise depends on the pair's number alone."""
-        batch = self._batch(task, number, pair)
-        text = task.encode_text(batch.prompts)
+        batch = self._batch(networks, number, pair)
+        text = networks.encode_text(batch.prompts)
         found = {}
         for first, t in BANDS:
             batch.timesteps = torch.full_like(batch.timesteps, t)
-            pred = task.predict(task.noisy(batch), batch, text)
+            pred = networks.predict(
+                batch.noisy(), batch.timesteps, text, image=batch.condition, soft_prompt=batch.soft_prompt
+            )
             found[f"val_loss_t{first}"] = float(noise_loss(pred, batch.noise))
         return {"val_loss": sum(found.values()) / len(found), **found}
 
-    def _batch(self, task: Stage2Task, number: int, pair: ValidationPair) -> Batch:
-        from .task import Batch
-
+    def _batch(self, networks: Networks, number: int, pair: ValidationPair) -> Batch:
         height, width = (max(side // _ALIGN, 1) * _ALIGN for side in pair.hr.shape[1:])
-        hr, lr = (x[None].to(task.device).float().div(255) for x in (pair.hr, pair.lr))
+        hr, lr = (x[None].to(networks.device).float().div(255) for x in (pair.hr, pair.lr))
         large = F.interpolate(lr, hr.shape[2:], mode="bicubic").clamp(0, 1)
         hr, condition = hr[..., :height, :width], large[..., :height, :width].mul(255).round().div(255)
         generators = by_image(0, Stream.VALIDATION, images=[number])
-        latents = task.encode_image(hr, generators)
+        latents = networks.encode_image(hr, generators)
         return Batch(
             target=hr,
             condition=condition,
             latents=latents,
-            noise=torch.randn(latents.shape, generator=generators[0]).to(task.device),
-            timesteps=torch.zeros(1, dtype=torch.long, device=task.device),
-            soft_prompt=task.soft_prompt(condition),
-            prompts=[self._tags(task, condition)],
+            noise=torch.randn(latents.shape, generator=generators[0]).to(networks.device),
+            timesteps=torch.zeros(1, dtype=torch.long, device=networks.device),
+            soft_prompt=networks.soft_prompt(condition),
+            prompts=[self._tags(networks, condition)],
         )
 
-    def _tags(self, task: Stage2Task, condition: Tensor) -> str:
-        dape = task.networks.dape
+    def _tags(self, networks: Networks, condition: Tensor) -> str:
+        dape = networks.dape
         logits = dape(prepare(condition, dape.config.swin.image_size)).logits_BN
-        (tags,) = self.vocabulary.prompt_tags(logits.float().cpu())
-        return f"{tags}," if tags else ""
+        (tags,) = self.vocabulary.select(logits.float().cpu())
+        return training_text([tag.name for tag in tags])
 
-    def restore(self, task: Stage2Task, pair: ValidationPair) -> Tensor:
+    def restore(self, networks: Networks, pair: ValidationPair) -> Tensor:
         """The whole method on one photo, uint8 (3, 4h, 4w); the same noise every time."""
-        networks = task.networks
         models = Models(
             unet=networks.unet,
             controlnet=networks.controlnet,
@@ -156,7 +155,7 @@ class Validation:
             dape=networks.dape,
             vocabulary=self.vocabulary,
             name="training",
-            device=task.device,
+            device=networks.device,
         )
         return as_tensor(SeeSRPipeline(models=models)(as_picture(pair.lr), self.settings).image)
 

@@ -26,11 +26,12 @@ from seesr_core.method.losses import noise_loss, prompt_loss
 from seesr_core.method.rca import rca_parameters
 from seesr_core.method.unet import build_unet
 from trainer.data.crops import Crops
+from trainer.stage1.networks import add_lora
 from trainer.stage1.recipes import stage1_paper
-from trainer.stage1.task import add_lora
+from trainer.stage2.batches import Batch
 from trainer.stage2.networks import Networks
 from trainer.stage2.recipes import stage2_debug
-from trainer.stage2.task import Batch, Stage2Task
+from trainer.stage2.task import Stage2Task
 
 from ..compare import Comparison
 from ..weights import rule_state_dict
@@ -104,8 +105,8 @@ def _stage2_step(networks: Networks, inputs: Mapping[str, Tensor]) -> tuple[Tens
         prompts=[],
     )
     task = Stage2Task(stage2_debug(), networks, cast(Crops, None), ())
-    noisy = task.noisy(batch)
-    pred = task.predict(noisy, batch, inputs["text"])
+    noisy = batch.noisy()
+    pred = task.predict(batch, inputs["text"])
     return noisy, pred, noise_loss(pred, batch.noise)
 
 

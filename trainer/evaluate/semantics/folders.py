@@ -21,7 +21,7 @@ from seesr_core.runtime.devices import AUTO, choose_device
 from seesr_core.runtime.files import atomic_write
 
 from ...data.order import Stream, seeded
-from ...stage1.task import read_teacher
+from ...stage1.networks import read_teacher
 from ..quality.compute import BICUBIC, HR, SR, Case
 from ..quality.folders import Folders
 from ..quality.folders import Options as Pictures

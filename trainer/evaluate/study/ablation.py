@@ -21,7 +21,7 @@ from seesr_core.models import load_models
 from seesr_core.pipeline import SeeSRPipeline
 
 from ...data.order import Stream, seeded
-from ...stage1.task import read_teacher
+from ...stage1.networks import read_teacher
 from ..pictures import as_picture, spread
 from ..quality.deep import DeepDistance
 from ..quality.measure import SETTINGS, Figures, Measure, means, read_niqe_model

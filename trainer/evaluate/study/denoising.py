@@ -17,6 +17,7 @@ from seesr_core.errors import DataError
 from seesr_core.method.denoiser import Denoiser
 from seesr_core.method.losses import noise_loss
 from seesr_core.method.schedule import acp_at, q_sample
+from seesr_core.method.text import training_text
 from seesr_core.pictures.sizes import prepare
 from seesr_core.pipeline import Prompts, SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
@@ -80,7 +81,7 @@ def denoising_loss(pipeline: SeeSRPipeline, target: Target, prompts: Prompts) ->
     The text is what stage 2 trains with: the tags as "a, b," without the words added in use, empty without tags.
     """
     models = pipeline.models
-    text = pipeline.encode_text([", ".join(tag.name for tag in tags) + "," if tags else "" for tags in prompts.tags])
+    text = pipeline.encode_text([training_text([tag.name for tag in tags]) for tags in prompts.tags])
     denoiser = Denoiser(
         unet=models.unet,
         controlnet=models.controlnet,
