@@ -16,6 +16,9 @@ from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts
 from seesr_core.method.rca import rca_parameters
 from trainer.capacity.dry_run import dry_run
+from trainer.data.mixture import Source
+from trainer.data.photos import read_photos
+from trainer.stage2.batches import tag_prompts
 from trainer.stage2.command import train_control
 from trainer.stage2.networks import build_networks
 from trainer.stage2.validation import BANDS, Validation, read_pairs
@@ -138,6 +141,41 @@ def test_a_run_with_another_tagger_or_base_is_refused(photos: Path, tmp_path: Pa
         parameter.data.add_(0.1)
         with pytest.raises(DataError, match=rf"other settings \({name}: "):
             train_control(settings, nets, small_task(photos).photos, tmp_path, base="tiny")
+
+
+@pytest.mark.parametrize("changed", ["tags", "lr", "mixture"])
+def test_other_tags_other_lr_or_other_weights_than_at_the_start_are_noticed(
+    photos: Path, pairs: Path, tmp_path: Path, changed: str
+) -> None:
+    listed = small_task(photos).photos
+    if changed == "lr":
+        listed = read_photos(pairs)
+    others = {
+        "tags": [replace(photo, tags=(*photo.tags, "more")) for photo in listed],
+        "lr": [replace(photo, lr=pairs / "LR" / "1.png") for photo in listed],
+        "mixture": [replace(photo, source=Source("a", 2.0)) for photo in listed],
+    }
+    settings = config(steps=1, sample_every=0)
+    train_control(settings, small_networks(), listed, tmp_path / "run", base="tiny")
+    with pytest.raises(DataError, match=rf"other settings \({changed}: "):
+        train_control(settings, small_networks(), others[changed], tmp_path / "run", base="tiny")
+
+
+def test_photos_without_tags_train_with_the_empty_prompt_after_one_warning(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = small_task(photos).photos
+    none = [replace(photo, tags=(), source=Source("plain", 1.0)) for photo in listed]
+    settings = config(steps=1, sample_every=0)
+    with caplog.at_level("WARNING"):
+        train_control(settings, small_networks(), none, tmp_path / "run", base="tiny")
+        assert tag_prompts([*listed[:2], *none[2:]])[2:] == [""] * (len(listed) - 2)
+    warnings = [record.getMessage() for record in caplog.records if "no tags" in record.getMessage()]
+    assert [text.partition(" and are")[0] for text in warnings] == [
+        f"{len(listed)} of {len(listed)} photos (from plain) have no tags",
+        f"{len(listed) - 2} of {len(listed)} photos (from plain) have no tags",
+    ]
+    assert set(small_task(photos, settings).batches.tags) != {""}
 
 
 def test_weights_of_another_family_are_no_start(photos: Path) -> None:

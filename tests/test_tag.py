@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from seesr_core.dape import Vocabulary
 from seesr_core.errors import DataError
 from seesr_core.formats.ram import write_dape
 from trainer import tag
+from trainer.data.crops import Crops
+from trainer.data.pairs import what_lr_is
 from trainer.data.photos import Photo, load_photo, read_photos
 
 from .stage2_nets import write_photos
@@ -83,3 +88,47 @@ def test_photos_that_cannot_be_read_are_left_out_unless_they_are_many(options: t
     (Path(options.data) / "0.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="Only 4 of 5 photos can be read"):
         tag.tag(options)
+
+
+def test_pairs_keep_their_lr_so_that_stage_2_trains_on_it(options: tag.TagCommand, tmp_path: Path) -> None:
+    for kind, side in (("HR", 64), ("LR", 16)):
+        (tmp_path / "pairs" / kind).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (side, side), (90 * number, 80, 20)).save(tmp_path / "pairs" / kind / f"{number}.png")
+    tag.tag(replace(options, data=str(tmp_path / "pairs")))
+    found = read_photos(options.out)
+    assert [photo.lr and photo.lr.resolve() for photo in found] == [
+        tmp_path / "pairs" / "LR" / f"{number}.png" for number in range(3)
+    ]
+    assert Crops(found, size=64).paired
+    assert what_lr_is(found) == "LR: given with all 3 photos, and not degraded."
+    assert what_lr_is([Photo(photo.path) for photo in found]).startswith("LR: made of 3 photos")
+
+
+def test_what_else_a_list_says_of_its_photos_stays(options: tag.TagCommand, tmp_path: Path) -> None:
+    given = {"file": "photos/1.png", "tags": ["old"], "licence": "CC0", "attribution": "Ä"}
+    (tmp_path / "given.jsonl").write_text(json.dumps(given), "utf-8")
+    tag.tag(replace(options, data=str(tmp_path / "given.jsonl"), out=tmp_path / "lists" / "t.jsonl"))
+    (line,) = lines(tmp_path / "lists" / "t.jsonl")
+    assert line == {**given, "file": "../photos/1.png", "tags": line["tags"]}
+    assert line["tags"] != ["old"]
+
+
+def test_photos_in_shards_are_tagged_where_they_lie(options: tag.TagCommand, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as tar:
+        for number in range(3):
+            tar.add(Path(options.data) / f"{number}.png", f"{number}.png")
+    expected = [line["tags"] for line in lines(tag.tag(options) or options.out)][:3]
+    out = tmp_path / "lists" / "shards.jsonl"
+    tag.tag(replace(options, data=str(tmp_path / "shards"), out=out))
+    found = read_photos(out)
+    assert [list(photo.tags) for photo in found] == [line["tags"] for line in lines(out)] == expected
+    whole = [load_photo(Photo(Path(options.data) / f"{number}.png")) for number in range(3)]
+    assert all(torch.equal(load_photo(photo), image) for photo, image in zip(found, whole, strict=True))
+
+
+def test_a_mixture_with_weights_is_not_made_a_list_without(options: tag.TagCommand, tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text('[[source]]\ndata = "photos"\nweight = 1\n', "utf-8")
+    with pytest.raises(DataError, match="tag its sources one by one"):
+        tag.tag(replace(options, data=str(tmp_path / "m.toml")))

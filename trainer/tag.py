@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from .stage1.networks import read_teacher
 log = logging.getLogger(__name__)
 
 _MOST_UNREADABLE = 0.1
+_MISSING: list[str] = ["not tagged yet"]
 
 
 @dataclass(kw_only=True)
@@ -42,9 +43,10 @@ class TagCommand:
     tagger: Path
     """The plain tagger: `dape*.safetensors` made of RAM, or `ram_swin_large_14m.pth` together with --tag-lists."""
     data: str
-    """HR photos: a folder, a .jsonl list, webdataset shards (.tar) or a mixture (.toml)."""
+    """HR photos: a folder, also one with HR and LR, a .jsonl list, webdataset shards (.tar, also at an address) or a
+    mixture without weights (.toml)."""
     out: Path
-    """The list to write, .jsonl: one line a photo with `file` and `tags`."""
+    """The list to write, .jsonl: one line a photo with `file`, `tags` and whatever else was known, such as `lr`."""
     tag_lists: Path | None = None
     """Folder with `ram_tag_list.txt` and `ram_tag_list_threshold.txt`."""
     batch_size: int = 16
@@ -60,11 +62,15 @@ def tag(options: TagCommand) -> Path | None:
     """Tag what is not yet tagged; returns the joined list, or None if other processes have still to finish.
 
     Raises:
-        DataError: more than a tenth of the photos cannot be read, or the photos lie in shards.
+        DataError: more than a tenth of the photos cannot be read, or they are from a mixture with weights, which a list
+            does not have.
     """
     photos = read_photos(options.data)
-    if any(photo.span for photo in photos):
-        raise DataError(f"{options.data} has photos in shards, whose tags lie beside them; unpack them to tag anew.")
+    if any(photo.source for photo in photos):
+        raise DataError(
+            f"{options.data} draws from its sources by weights, and a list of photos has none: tag its sources one by "
+            "one, and let the mixture name their lists."
+        )
     rank = int(os.environ.get("RANK", "0"))
     done = _tagged(options.out)
     mine = [photo for photo in photos[rank :: process_count()] if _name(photo, options.out) not in done]
@@ -78,9 +84,26 @@ def _part(out: Path, rank: int) -> Path:
     return out.with_name(f"{out.stem}.part-{rank:04d}.jsonl")
 
 
+def _place(photo: Photo, out: Path) -> dict[str, Any]:
+    """Where the photo, and its LR if there is one, lie, as its line in the list has it."""
+    if photo.span:
+        shard = photo.span.shard if "://" in photo.span.shard else _relative(Path(photo.span.shard), out)
+        return {"file": photo.path.name, "shard": shard, "offset": photo.span.offset, "size": photo.span.size}
+    lr = {"lr": _relative(photo.lr, out)} if photo.lr else {}
+    return {"file": _relative(photo.path, out), **lr}
+
+
+def _relative(path: Path, out: Path) -> str:
+    return os.path.relpath(path.resolve(), out.parent.resolve())
+
+
 def _name(photo: Photo, out: Path) -> str:
-    """The photo's path as its line in the list has it."""
-    return os.path.relpath(photo.path.resolve(), out.parent.resolve())
+    """What tells the photo from the others."""
+    return _key(_place(photo, out))
+
+
+def _key(entry: Mapping[str, Any]) -> str:
+    return f"{entry['shard']} {entry['offset']}" if "shard" in entry else str(entry["file"])
 
 
 def _tagged(out: Path) -> dict[str, list[str] | None]:
@@ -90,7 +113,7 @@ def _tagged(out: Path) -> dict[str, list[str] | None]:
         for line in path.read_text("utf-8").splitlines() if path.exists() else []:
             try:
                 entry = json.loads(line)
-                found[entry["file"]] = entry["tags"]
+                found[_key(entry)] = entry["tags"]
             except (ValueError, KeyError):
                 continue  # the process ended while it wrote this line
     return found
@@ -115,33 +138,35 @@ def _write(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, option
 @torch.no_grad()
 def _lines(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, out: Path) -> Iterator[dict[str, Any]]:
     device, size = next(tagger.parameters()).device, tagger.config.swin.image_size
-    images, names = [], []
+    images, places = [], []
     for photo in photos:
         try:
             images.append(prepare(load_photo(photo)[None].float().div(255), size))
-            names.append(_name(photo, out))
+            places.append(_place(photo, out))
         except DataError as error:
             log.warning("skipped: %s", error)
-            yield {"file": _name(photo, out), "tags": None}
+            yield {**_place(photo, out), "tags": None}
     if images:
         logits = tagger(torch.cat(images).to(device)).logits_BN.float().cpu()
-        for name, tags in zip(names, vocabulary.select(logits), strict=True):
-            yield {"file": name, "tags": [tag.name for tag in tags]}
+        for place, tags in zip(places, vocabulary.select(logits), strict=True):
+            yield {**place, "tags": [tag.name for tag in tags]}
 
 
 def _join(photos: Sequence[Photo], out: Path) -> Path | None:
     """Write the whole list if all photos are done, in the order of the photos."""
     done = _tagged(out)
-    names = [_name(photo, out) for photo in photos]
-    if any(name not in done for name in names):
+    tags = [done.get(_name(photo, out), _MISSING) for photo in photos]
+    if _MISSING in tags:
         return None
-    readable = [name for name in names if done[name] is not None]
-    if len(readable) < (1 - _MOST_UNREADABLE) * len(names):
-        raise DataError(f"Only {len(readable)} of {len(names)} photos can be read; the log above names the others.")
+    readable = [(photo, found) for photo, found in zip(photos, tags, strict=True) if found is not None]
+    if len(readable) < (1 - _MOST_UNREADABLE) * len(photos):
+        raise DataError(f"Only {len(readable)} of {len(photos)} photos can be read; the log above names the others.")
+    lines = [{**photo.entry, **_place(photo, out), "tags": found} for photo, found in readable]
     with atomic_write(out) as temporary:
-        lines = (json.dumps({"file": name, "tags": done[name]}, ensure_ascii=False) for name in readable)
-        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    log.info("%d photos tagged, %d unreadable: %s", len(readable), len(names) - len(readable), out)
+        temporary.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), "utf-8")
+    pairs = sum(photo.lr is not None for photo, _ in readable)
+    unreadable = len(photos) - len(readable)
+    log.info("%d photos tagged, %d of them with their LR, %d unreadable: %s", len(readable), pairs, unreadable, out)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,11 +13,13 @@ from seesr_core.errors import SettingsError
 from ..degradation import DegradationConfig, GeneratorDraws, Pair, degrade
 from ..degradation.ops import quantize, resize
 from ..engine.loop_config import LoopConfig
-from ..engine.processes import process_count
+from ..engine.processes import is_main_process, process_count
 from .crops import Crops
 from .order import seeded
 from .photos import Photo
 from .stage_config import StageConfig
+
+log = logging.getLogger(__name__)
 
 
 def make_pairs(
@@ -61,6 +64,22 @@ def given_pairs(crops: Crops, step: int, count: int, *, device: torch.device) ->
     hr, lr = (image.to(device).float().div(255) for image in (hr, lr))
     upsampled = resize(lr, "bicubic", size=hr.shape[-2:])
     return Pair(lr=lr, hr_usm=hr, lr_upsampled=quantize(upsampled.clamp(0, 1))), photos
+
+
+def say_what_lr_is(photos: Sequence[Photo]) -> None:
+    """Log one sentence on where the degraded pictures of a run come from: its first line."""
+    if is_main_process():
+        log.info("%s", what_lr_is(photos))
+
+
+def what_lr_is(photos: Sequence[Photo]) -> str:
+    """One sentence on where the degraded pictures of a run come from."""
+    given = sum(photo.lr is not None for photo in photos)
+    if given == len(photos):
+        return f"LR: given with all {given} photos, and not degraded."
+    if given:
+        return f"LR: given with {given} of {len(photos)} photos only."
+    return f"LR: made of {len(photos)} photos by the recipe's degradation."
 
 
 def make_crops(

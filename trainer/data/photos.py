@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Photo:
     """The photo's place in a shard; `path` is then its name only."""
     lr: Path | None = None
     """The degraded photo, a quarter as wide and high, where it is given and not made."""
+    entry: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The line of the list that it is from, whatever else stands there."""
     source: Source | None = None
     """Source of a mixture that the photo is from."""
 
@@ -49,7 +51,8 @@ def read_photos(source: Path | str, *, within: tuple[Path, ...] = ()) -> list[Ph
     """The photos of a source, in an order that depends on it alone.
 
     A source is a folder of photos (recursive); a folder with HR and LR, whose pictures of one name are pairs; a
-    JSON-lines list, whose lines have `file` and `lr`, relative to the list, and `tags`, the latter two optional;
+    JSON-lines list, whose lines have `file` and `lr`, relative to the list, and `tags`, the latter two optional, or
+    of a photo in a shard `shard`, relative too, and its place there, `offset` and `size` in bytes;
     webdataset shards (`photos-{000..012}.tar`, a folder of .tar files, or an address that fsspec reads); or a mixture
     of those, a .toml file with a table `[[source]]` for each: `data`, and optionally `weight` and `first`, the number
     of photos taken from its beginning. `within` are the mixtures that this source is part of.
@@ -145,11 +148,16 @@ class _Line:
     file: str
     lr: str | None = None
     tags: list[str] | None = None
+    shard: str | None = None
+    offset: int | None = None
+    size: int | None = None
 
 
 def _read_line(source: Path, number: int, line: str) -> Photo:
     try:
-        entry = read(_Line, parse_json(line))
+        found = parse_json(line)
+        entry = read(_Line, found)
+        span = _span(source, entry)
     except MalformedError as error:
         raise DataError(
             f"{source}:{number} should be a JSON object with the key 'file' and maybe a list 'tags', "
@@ -157,12 +165,22 @@ def _read_line(source: Path, number: int, line: str) -> Photo:
         ) from error
     path, tags = source.parent / entry.file, entry.tags or []
     lr = source.parent / entry.lr if entry.lr else None
-    for named in filter(None, (path, lr)):
+    for named in filter(None, (lr,) if span else (path, lr)):
         if not os.path.isfile(named):
             raise DataError(
                 f"{source}:{number} names {named.name}, but {named} does not exist; put it there or drop the line."
             )
-    return Photo(path, tuple(tags), lr=lr)
+    return Photo(path, tuple(tags), span, lr, found)
+
+
+def _span(source: Path, entry: _Line) -> Span | None:
+    """The place in a shard that a line names, if it does."""
+    if entry.shard is None:
+        return None
+    if entry.offset is None or entry.size is None:
+        raise MalformedError("a photo in a shard needs `offset` and `size`")
+    shard = entry.shard if "://" in entry.shard else str(source.parent / entry.shard)
+    return Span(shard, entry.offset, entry.size)
 
 
 def load_rgb(path: Path) -> Tensor:

@@ -360,6 +360,8 @@ _MAY_CHANGE = {
     "wandb",
     "workers",
 }
+_NOT_RECORDED = {"tags", "lr", "mixture"}
+"""Facts that older checkpoints do not have; they are compared where they are known."""
 _DEFAULTS = {field.name: field.default for field in fields(LoopConfig) if field.default is not MISSING}
 
 
@@ -378,7 +380,7 @@ def _resume(checkpoints: Checkpoints, state: State, facts: Mapping[str, Any]) ->
 def _check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse another run's checkpoint; a setting that was not yet there when it was written had its default."""
     before = {**_DEFAULTS, **before}
-    names = sorted((set(before) | set(now)) - _MAY_CHANGE)
+    names = sorted((set(before) | set(now)) - _MAY_CHANGE - (_NOT_RECORDED - set(before)))
     pairs = {name: (_plain(before.get(name)), now.get(name)) for name in names}
     changed = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new]
     if changed:

@@ -12,6 +12,7 @@ from seesr_core.dape import DAPE, Vocabulary
 
 from ..capacity.dry_run import dry_run, show
 from ..data.crops import write_skipped
+from ..data.pairs import say_what_lr_is
 from ..data.photos import Photo, read_photos
 from ..engine import command
 from ..engine.loop import train
@@ -47,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Stage1Command) -> Path | None:
     """Read what the command names and train; returns the merged file."""
-    teacher, vocabulary = read_teacher(options.teacher, options.tag_lists)
     photos = read_photos(options.data)
+    say_what_lr_is(photos)
+    teacher, vocabulary = read_teacher(options.teacher, options.tag_lists)
     if options.dry_run:
         show(dry_run(Stage1Task(options.config, teacher, vocabulary, photos), options.config.loop))
         return None

@@ -23,7 +23,7 @@ from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
 from seesr_core.method.losses import PromptLoss, prompt_loss
 
 from ..data.cache import FrozenCache, network_key
-from ..data.fingerprints import digest, fingerprint, same_photos
+from ..data.fingerprints import digest, drawn_from, fingerprint, same_photos
 from ..data.order import Stream, seeded
 from ..data.pairs import check_groups, check_returns, given_pairs, make_crops, make_pairs
 from ..data.photos import Photo
@@ -122,6 +122,8 @@ class Stage1Task:
         parts += ["by image", self.config.loop.seed, self.config.loop.micro_batch, same_photos(self.crops.photos)]
         if self.config.fixed_crops:
             parts.append("fixed crops")
+        if self.crops.paired:
+            parts.append(drawn_from(self.photos)["lr"])
         return digest(repr(part).encode() for part in parts)
 
     def _pair(self, hr_B3HW: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -162,6 +164,7 @@ class Stage1Task:
         return {
             "stage": 1,
             **flat(kept),
-            "photos": same_photos(self.crops.photos),
+            "photos": same_photos(self.photos),
+            **{name: text for name, text in drawn_from(self.photos).items() if name != "tags"},
             "teacher": fingerprint(self.teacher),
         }

@@ -5,6 +5,7 @@ Every random draw derives from the seed and the number of an image in the run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,20 +13,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seesr_core.errors import DataError
 from seesr_core.method.schedule import alphas_cumprod, q_sample
 from seesr_core.method.text import training_text
 
 from ..data.cache import FrozenCache, network_key
 from ..data.crops import Crops
-from ..data.fingerprints import digest, fingerprint
+from ..data.fingerprints import digest, fingerprint, listed
 from ..data.order import Stream, by_image
 from ..data.pairs import check_pairs_return, given_pairs, make_pairs
 from ..data.photos import Photo
 from ..data.pool import Pool, Prepared
 from ..degradation import Pair
+from ..engine.processes import is_main_process
 from .networks import Networks
 from .recipes import Stage2Config
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -159,11 +162,9 @@ class Batches:
         settings = {name: asdict(config)[name] for name in (*names, *(["fixed_crops"] if config.fixed_crops else []))}
         loop = ("by image", config.loop.seed, config.loop.micro_batch, config.loop.precision)
         networks = fingerprint(self.networks.vae), fingerprint(self.networks.dape)
-        return digest(repr(part).encode() for part in (settings, loop, networks, self.photos()))
-
-    def photos(self) -> str:
-        """A short text that tells the photos of a run from others."""
-        return f"{len(self.crops)} ({digest(photo.path.name.encode() for photo in self.crops.photos)})"
+        given = [listed(photo.lr for photo in self.crops.photos)] if self.crops.paired else []
+        photos = listed(photo.path for photo in self.crops.photos)
+        return digest(repr(part).encode() for part in (settings, loop, networks, photos, *given))
 
 
 def _to_u8(image: Tensor) -> Tensor:
@@ -171,13 +172,14 @@ def _to_u8(image: Tensor) -> Tensor:
 
 
 def tag_prompts(photos: Sequence[Photo]) -> list[str]:
-    """The photos' tags in the published form "a, b, c," (with the trailing comma).
-
-    Raises:
-        DataError: no photo has tags.
-    """
-    if not any(photo.tags for photo in photos):
-        raise DataError(
-            "None of the photos has tags; give a .jsonl list whose lines have 'tags', those of the plain tagger on HR."
+    """The photos' tags in the published form "a, b," (with the trailing comma); one warning about photos without."""
+    without = [photo for photo in photos if not photo.tags]
+    if without and is_main_process():
+        sources = sorted({photo.source.name for photo in without if photo.source})
+        log.warning(
+            "%d of %d photos%s have no tags and are trained with the empty prompt; `python -m trainer.tag` tags them.",
+            len(without),
+            len(photos),
+            f" (from {', '.join(sources)})" if sources else "",
         )
     return [training_text(photo.tags) for photo in photos]

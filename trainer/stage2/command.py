@@ -15,7 +15,7 @@ from seesr_core.formats.ram import read_dape
 
 from ..capacity.dry_run import dry_run, show
 from ..data.crops import write_skipped
-from ..data.pairs import make_crops
+from ..data.pairs import make_crops, say_what_lr_is
 from ..data.photos import Photo, read_photos
 from ..engine import command
 from ..engine.loop import train
@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Stage2Command) -> Path | None:
     """Read what the command names, train (or resume) and export; returns the exported file."""
     photos, config = read_photos(options.data), options.config
+    say_what_lr_is(photos)
     dape, vocabulary = read_dape(options.dape)
     start = read_control(options.init) if options.init else None
     networks = build_networks(load_base(options.base), dape, config, start)

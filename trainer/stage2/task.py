@@ -24,7 +24,7 @@ from seesr_core.method.schedule import x0_from_eps
 
 from ..data.cache import FrozenCache, network_key
 from ..data.crops import Crops
-from ..data.fingerprints import digest, fingerprint
+from ..data.fingerprints import digest, drawn_from, fingerprint, listed
 from ..data.pairs import check_groups
 from ..data.photos import Photo
 from ..engine.loop import flat
@@ -109,7 +109,13 @@ class Stage2Task:
         settings = {name: kept[name] for name in kept.keys() - {"loop", "cache_texts", "cache_pairs"}}
         ends = (self.networks.unet.conv_in, self.networks.unet.conv_out)  # tell base models apart, and are small
         made_of = {"base": " ".join(map(fingerprint, ends)), "dape": fingerprint(self.networks.dape)}
-        return {**flat(settings), "photos": self.batches.photos(), **made_of, **self._start()}
+        return {
+            **flat(settings),
+            "photos": listed(photo.path for photo in self.photos),
+            **drawn_from(self.photos),
+            **made_of,
+            **self._start(),
+        }
 
     def _start(self) -> dict[str, str]:
         """Tells apart the weights that a part of the ControlNet or RCA keeps."""
