@@ -20,6 +20,8 @@ NANO = "nano"
 """Name of the embedded small model."""
 NANO_FOLDER = Path(__file__).parent / "nano"
 
+_RUN, _FINISHED = "run.json", "model"
+"""What the folder of a training run holds, and where in it a finished model lies."""
 _ADAPTERS = (Kind.DAPE_LORA, Kind.DAPE_PEFT)
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _TAG_LIST_SOURCE = Source(
@@ -60,29 +62,55 @@ class ModelFiles:
     """The tagger."""
 
 
-def find_model(model: str | Path) -> ModelFiles:
+@dataclass(kw_only=True, slots=True, frozen=True)
+class GivenFiles:
+    """Parts of a model that are named one by one; they take the place of those that a folder holds."""
+
+    base: Path | None = None
+    """A base file of this project, or a diffusers folder."""
+    control: Path | None = None
+    """A SeeSR file of this project, the published folder, or a run folder whose newest export is meant."""
+    dape: Path | None = None
+    """A tagger of this project, or RAM's file or its adapter beside each other."""
+
+
+def find_model(model: str | Path, given: GivenFiles = GivenFiles()) -> ModelFiles:
     """The parts of a model: "nano", or a folder with a base, a control part and a tagger in it or one level below.
+
+    Of a part that comes several times in the folder of a training run the newest is meant; a finished model in it, its
+    folder `model`, comes first.
 
     Raises:
         WeightsError: no such folder; a part is missing, comes twice, or is a damaged or another file.
     """
+    if given.base and given.control and given.dape:
+        return ModelFiles(base=given.base, control=_control_file(given.control), tagger=tagger_files(given.dape))
     contents = _Contents.scan(_folder(model))
-    # Like our tagger, our control part comes before the published folder that it was converted from.
-    control = contents.find("control part", (Kind.CONTROL,))
     return ModelFiles(
-        base=contents.one(_BASE, "base model", (Kind.BASE,), _is_base_folder),
-        control=control or contents.one(_CONTROL, "control part", (), _is_published_folder),
-        tagger=_tagger(contents),
+        base=given.base or contents.one(_BASE, "base model", (Kind.BASE,), _is_base_folder),
+        control=_control_file(given.control) if given.control else _control(contents),
+        tagger=tagger_files(given.dape) if given.dape else _tagger(contents),
     )
 
 
-def find_tagger(model: str | Path) -> TaggerFiles:
+def find_tagger(model: str | Path, given: GivenFiles = GivenFiles()) -> TaggerFiles:
     """The tagger alone; the rest of the model may be missing.
 
     Raises:
         WeightsError: as `find_model`.
     """
-    return _tagger(_Contents.scan(_folder(model)))
+    return tagger_files(given.dape) if given.dape else _tagger(_Contents.scan(_folder(model)))
+
+
+def _control(contents: _Contents) -> Path:
+    # Like our tagger, our control part comes before the published folder that it was converted from.
+    ours = contents.find("control part", (Kind.CONTROL,))
+    return ours or contents.one(_CONTROL, "control part", (), _is_published_folder)
+
+
+def _control_file(path: Path) -> Path:
+    """The file or published folder that `path` is, or the newest export in a run folder."""
+    return _control(_Contents.scan(path)) if path.is_dir() and not _is_published_folder(path) else path
 
 
 def tagger_files(path: Path) -> TaggerFiles:
@@ -122,12 +150,16 @@ class _Contents:
     folders: list[Path]
     kinds: dict[Path, FileKind] = field(default_factory=dict)
     refused: list[WeightsError] = field(default_factory=list)
+    is_run: bool = False
 
     @classmethod
     def scan(cls, root: Path) -> _Contents:
         """Look at the headers of everything that may be weights."""
         folders = [root, *(path for path in sorted(root.iterdir()) if os.path.isdir(path))]
-        contents = cls(root=root, folders=folders)
+        is_run = any(os.path.isfile(folder / _RUN) for folder in folders)
+        if is_run and os.path.isdir(root / _FINISHED):
+            return cls.scan(root / _FINISHED)
+        contents = cls(root=root, folders=folders, is_run=is_run)
         for path in contents._candidates():
             try:
                 contents.kinds[path] = detect(path)
@@ -144,6 +176,9 @@ class _Contents:
         """The one file of `kinds`, or folder of which `is_folder` is true; None without one."""
         found = [path for path, kind in self.kinds.items() if kind.kind in kinds]
         found += [folder for folder in self.folders if is_folder is not None and is_folder(folder)]
+        if len(found) > 1 and self.is_run:
+            found = [max(found, key=lambda path: path.stat().st_mtime_ns)]
+            log.info("of several the newest %s is taken: %s", part, found[0])
         if len(found) > 1:
             raise WeightsError(
                 f"{self.root} holds more than one {part}: {', '.join(map(str, found))}. Leave one of them there."
@@ -158,6 +193,11 @@ class _Contents:
 
     def missing(self, source: Source, part: str) -> Path:
         """Refuse: a file that could not be read may well be the missing one, so its own sentence comes first."""
+        if self.is_run:
+            raise WeightsError(
+                f"{self.root} is the folder of a training run and has no {part}: name the files that it was trained "
+                "with, on the command line by --base and --dape."
+            )
         if self.refused:
             raise self.refused[0]
         others = ", ".join(f"{path} looks like {kind.label}" for path, kind in list(self.kinds.items())[:3])

@@ -18,7 +18,7 @@ from .formats.control import SOFT_WIDTH, ControlParts, read_control, read_publis
 from .formats.metadata import as_dtype
 from .formats.ram import read_dape, read_ram_with_lists
 from .formats.tensorfile import read_header
-from .model_files import NANO, ModelFiles, TaggerFiles, find_model, find_tagger
+from .model_files import NANO, GivenFiles, ModelFiles, TaggerFiles, find_model, find_tagger
 from .runtime.devices import AUTO, choose_device, choose_dtype
 from .runtime.memory import require_memory
 from .settings import UpscaleSettings
@@ -57,7 +57,13 @@ class Models:
     """Precision of U-Net, ControlNet and autoencoder."""
 
 
-def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AUTO) -> Models:
+def load_models(
+    model: str | Path = NANO,
+    *,
+    device: str = AUTO,
+    dtype: str = AUTO,
+    given: GivenFiles = GivenFiles(),  # noqa: B008 - frozen
+) -> Models:
     """Load a model.
 
     Args:
@@ -66,13 +72,14 @@ def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AU
             with RAM's tag lists), in it or one level below.
         device: "auto", "cpu", "cuda" …
         dtype: "auto", "fp32", "bf16" or "fp16".
+        given: parts named one by one, in the place of those of `model`.
 
     Raises:
         WeightsError: a part is missing, damaged, unsafe, of another model, or does not fit the others.
         SettingsError: unknown device or precision. ResourceError: too little memory for the weights.
     """
     place, precision = choose_device(device), choose_dtype(dtype, choose_device(device))
-    files = find_model(model)
+    files = find_model(model, given)
     require_memory(
         _weights_bytes(files, precision), f"The model {model}", "close other programs or choose a smaller model", place
     )
@@ -95,10 +102,15 @@ def load_models(model: str | Path = NANO, *, device: str = AUTO, dtype: str = AU
     )
 
 
-def load_tagger(model: str | Path = NANO, *, device: str = AUTO) -> tuple[DAPE, Vocabulary]:
+def load_tagger(
+    model: str | Path = NANO,
+    *,
+    device: str = AUTO,
+    given: GivenFiles = GivenFiles(),  # noqa: B008 - frozen
+) -> tuple[DAPE, Vocabulary]:
     """The tagger of a model alone; arguments and errors as `load_models`."""
     place = choose_device(device)
-    dape, vocabulary = read_tagger(find_tagger(model))
+    dape, vocabulary = read_tagger(find_tagger(model, given))
     return _place(dape, place), vocabulary
 
 
@@ -164,9 +176,13 @@ def _place(module: Any, device: torch.device, dtype: torch.dtype | None = None) 
     return move(module, device=device, dtype=dtype, memory_format=torch.channels_last)
 
 
+def base_defaults(base: Base) -> dict[str, Any]:
+    """Sampling defaults that a base model brings by itself: SD-turbo's few steps, or none."""
+    return dict(_TURBO) if base.scheduler.get("timestep_spacing") == "trailing" else {}
+
+
 def _defaults(path: Path, base: Base, control: ControlParts) -> dict[str, Any]:
-    turbo = _TURBO if base.scheduler.get("timestep_spacing") == "trailing" else {}
-    defaults = {**turbo, **control.defaults}
+    defaults = {**base_defaults(base), **control.defaults}
     try:
         UpscaleSettings.for_model(defaults)
     except SettingsError as error:

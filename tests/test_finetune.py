@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -18,9 +20,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from seesr_core.errors import DataError, SettingsError
+from seesr_core.cli.main import main as cli
+from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.base import Base
-from seesr_core.formats.control import ControlParts, read_control
+from seesr_core.formats.control import ControlParts, read_control, write_control
+from seesr_core.model_files import GivenFiles, find_model
+from seesr_core.models import load_models
 from trainer.capacity.dry_run import dry_run
 from trainer.engine.adapters import add_lora, merge_lora
 from trainer.engine.settings import overridden, read_toml
@@ -39,6 +44,7 @@ RECIPES = {
     "lora": ("finetune-24gb", "--trained", "lora", "--lora-rank", "4"),
     "turbo": ("turbo",),
 }
+SAMPLING = {"turbo": {"steps": 4, "cfg": 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +211,32 @@ def test_the_recipes_run_and_resume(tiny: Path, photos: Path, tmp_path: Path, na
     for name_, tensor in one.controlnet_state.items():
         assert torch.equal(tensor, other.controlnet_state[name_])
     assert one.recipe == RECIPES[name][0]
+    assert one.defaults == {**start.defaults, **SAMPLING.get(name, {})}
+
+
+@pytest.mark.parametrize("flags", [(), ("--validation-steps", "3", "--validation-start", "249")])
+def test_an_export_has_the_sampling_settings_of_its_start_with_those_that_are_given(
+    tiny: Path, photos: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    start = read_control(tiny / "seesr.safetensors")
+    brought = {"steps": 4, "cfg": 1.0, "solver": "ddim", "start_timestep": 251}
+    write_control(tmp_path / "tuned.safetensors", replace(start, defaults=brought))
+    given = arguments(tiny, photos, tmp_path / "run", "finetune-24gb", "--loop.steps", "1", *flags)
+    given[given.index(str(tiny / "seesr.safetensors"))] = str(tmp_path / "tuned.safetensors")
+    assert stage2.main(given) == 0
+    expected = {**brought, "steps": 3, "start_timestep": 249} if flags else brought
+    assert read_control(tmp_path / "run" / "seesr-control.safetensors").defaults == expected
+    assert load_models(tiny, given=GivenFiles(control=tmp_path / "run")).defaults == expected
+
+
+def test_the_debug_recipe_takes_the_embedded_files_and_its_run_upscales(photos: Path, tmp_path: Path) -> None:
+    folder, small, large = tmp_path / "run", tmp_path / "small.png", tmp_path / "large.png"
+    given = ["--recipe", "debug", "--data", str(photos.parent), "--out", str(folder), "--loop.steps", "1"]
+    assert stage2.main([*given, "--validation-steps", "1", "--validation-cfg", "1"]) == 0
+    Image.new("RGB", (16, 16), (120, 80, 40)).save(small)
+    assert cli(["upscale", str(small), str(large), "--control", str(folder), "--json", str(tmp_path / "r.json")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text("utf-8"))["settings"]["steps"] == 1
+    assert cli(["upscale", str(small), str(tmp_path / "x.png"), "--model", str(folder)]) == 1
 
 
 NANO = Path(stage2.__file__).parents[1] / "seesr_core" / "nano"
@@ -256,6 +288,26 @@ def test_the_recipes_adapt_the_small_model(tmp_path: Path, name: str) -> None:
     first, last = (json.loads(line)["val_loss"] for line in lines)
     assert last < 0.99 * first
     assert sorted(logged(tmp_path / "run")) == [4, 8, 12, 16]
+
+
+def test_of_a_runs_parts_the_newest_and_before_them_a_finished_model(tiny: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny, tmp_path / "run")
+    older, newer = run / "seesr.safetensors", run / "control" / "seesr.safetensors"
+    newer.parent.mkdir()
+    shutil.copyfile(older, newer)
+    os.utime(older, (1, 1))
+    with pytest.raises(WeightsError, match="more than one control part"):
+        find_model(run)
+    (newer.parent / "run.json").write_text("{}", "utf-8")
+    assert find_model(run).control == newer
+    assert find_model(tiny, GivenFiles(control=newer.parent)).control == newer
+    os.utime(older, (2**31, 2**31))
+    assert find_model(run).control == older
+    shutil.copytree(tiny, run / "model")
+    assert find_model(run).control == run / "model" / "seesr.safetensors"
+    (run / "model" / "seesr.safetensors").unlink()
+    with pytest.raises(WeightsError, match="model has no control part"):
+        find_model(run)
 
 
 def test_without_weights_to_start_from_the_recipe_says_so(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from seesr_core.errors import SettingsError
-from trainer.engine.journal import Journal, Progress, RunningMeans
+from trainer.engine.journal import Journal, Progress, RunningMeans, Total
 
 
 def test_figures_are_averaged_over_the_times_that_they_were_given() -> None:
@@ -25,6 +25,18 @@ def test_figures_are_averaged_over_the_times_that_they_were_given() -> None:
     assert RunningMeans(**one.state()).means() == {"loss": 1.5, "rare": 5.0}
     one.clear()
     assert one.means() == {}
+
+
+def test_a_figure_of_some_images_is_the_same_however_they_are_divided() -> None:
+    values, low = [4.0, 1.0, 3.0, 9.0, 5.0, 2.0, 7.0, 8.0], [0, 1, 2, 5]
+    for parts in (1, 2, 4):
+        size = len(values) // parts
+        processes = [RunningMeans() for _ in range(parts)]
+        for number, process in enumerate(processes):
+            within = [values[i] for i in low if i // size == number]
+            process.add({"loss_low_t": Total(sum(within), len(within))} if within else {})
+        merged = RunningMeans.merged(process.state() for process in processes)
+        assert merged.means() == {"loss_low_t": 2.5}
 
 
 def test_lines_of_steps_that_are_run_again_are_dropped(tmp_path: Path) -> None:

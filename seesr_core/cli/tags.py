@@ -16,7 +16,7 @@ from ..pictures.sizes import to_tensor
 from .console import say
 from .failures import Failures
 from .jobs import plan_reading
-from .upscale import add_common_options
+from .upscale import add_common_options, given_files
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Execute the command; returns the exit code."""
     plan = plan_reading(arguments.source)
     failures, entries = Failures(keep_going=plan.many), []
-    dape, vocabulary = load_tagger(arguments.model, device=arguments.device)
+    dape, vocabulary = load_tagger(arguments.model, device=arguments.device, given=given_files(arguments))
     for photo in (job.source for job in plan.jobs):
         with failures.guard(photo):
             found = _tags(photo, dape, vocabulary, arguments)

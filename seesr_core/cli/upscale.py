@@ -15,7 +15,7 @@ from ..method.color import COLOR_FIXES
 from ..method.guidance import SPATIAL_GUIDANCE
 from ..method.sampling import SOLVERS, START_POINTS
 from ..method.schedule import SPACINGS
-from ..model_files import NANO
+from ..model_files import NANO, GivenFiles
 from ..models import load_models
 from ..pictures.reading import InputPhoto, read_photo
 from ..pictures.sizes import final_size
@@ -82,10 +82,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that runs a model on photos."""
     parser.add_argument(
-        "--model", default=NANO, metavar="NAME_OR_DIR", help=f"{NANO} (embedded) or a folder of weights"
+        "--model", default=NANO, metavar="NAME_OR_DIR", help=f"{NANO} (embedded), a folder of weights or of a run"
     )
+    parser.add_argument("--base", type=Path, metavar="PATH", help="another base model than that of --model")
+    parser.add_argument("--control", type=Path, metavar="PATH", help="another control part, a file or a run's folder")
+    parser.add_argument("--dape", type=Path, metavar="FILE", help="another tagger")
     parser.add_argument("--device", default=AUTO, help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--frame", type=int, metavar="N", help="which frame (from 0) of an animation or page of a file")
+
+
+def given_files(arguments: argparse.Namespace) -> GivenFiles:
+    """The parts of a model that are named one by one."""
+    return GivenFiles(base=arguments.base, control=arguments.control, dape=arguments.dape)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -121,7 +129,8 @@ class _Batch:
     def pipeline(self) -> SeeSRPipeline:
         """Loaded when it is first needed: a bad photo is found sooner, and finished folders need no model."""
         given = self.arguments
-        return SeeSRPipeline(models=load_models(given.model, device=given.device, dtype=given.dtype))
+        parts = given_files(given)
+        return SeeSRPipeline(models=load_models(given.model, device=given.device, dtype=given.dtype, given=parts))
 
     @cached_property
     def settings(self) -> UpscaleSettings:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..engine.journal import Figures
 from ..engine.loop import Task
 from ..engine.loop_config import LoopConfig
 from ..engine.processes import process_count
@@ -123,7 +124,7 @@ def show(planned: DryRun) -> None:
         log.info("%s", line)
 
 
-def _pass(task: Task, config: LoopConfig, part: int) -> tuple[Tensor, Mapping[str, float]]:
+def _pass(task: Task, config: LoopConfig, part: int) -> tuple[Tensor, Figures]:
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
     with torch.autocast(config.resolve_device().type, kind, enabled=kind is not None):
         return task.loss(part)

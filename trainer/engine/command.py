@@ -58,12 +58,18 @@ _TOPICS = re.compile(r"\n(?=[A-Z][a-z]+: )")
 
 
 def parse(
-    command: type[Command], recipes: Mapping[str, Callable[[], Any]], argv: Sequence[str] | None, *, prog: str
+    command: type[Command],
+    recipes: Mapping[str, Callable[[], Any]],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Command:
     """Fill `command`, a dataclass with `recipe`, `settings` and `config`, from the arguments.
 
-    Every other field without a default is required; the fields of `config` are flags of their own (`--loop.steps 100`).
-    The recipe comes first, over it the TOML file of `--settings`, over that the flags.
+    Every other field without a default is required, but for those that the recipe has in `defaults`; the fields of
+    `config` are flags of their own (`--loop.steps 100`). The recipe comes first, over it the TOML file of `--settings`,
+    over that the flags.
 
     Raises:
         SettingsError: an unknown recipe or setting, or settings that cannot work.
@@ -79,7 +85,8 @@ def parse(
     if chosen.settings:
         config = overridden(config, read_toml(chosen.settings), chosen.settings)
     required = {f.name: tyro.MISSING for f in fields(command) if f.default is MISSING}  # type: ignore[arg-type]
-    default = command(**{**required, "recipe": name or tyro.MISSING, "config": config})
+    given = (defaults or {}).get(name or "", {})
+    default = command(**{**required, **given, "recipe": name or tyro.MISSING, "config": config})
     description = f"{inspect.getdoc(command)}\n\n{_described(recipes, name)}"
     return tyro.cli(command, args=arguments, default=default, prog=prog, description=description)
 

@@ -6,7 +6,6 @@ parts r, r + N, r + 2N … and gradients are averaged over all of them, so the n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from seesr_core.errors import SettingsError
 
+from .journal import Figures
 from .processes import is_zero, process_count
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Computes(Protocol):
     def trained(self) -> nn.Module:
         """Holds the trained parameters."""
 
-    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, step: int) -> tuple[Tensor, Figures]:
         """The loss of a part of a batch."""
 
 
@@ -43,7 +43,7 @@ class Pass(nn.Module):
         super().__init__()
         self.task, self.trained = task, task.trained
 
-    def forward(self, number: int) -> tuple[Tensor, Mapping[str, float]]:
+    def forward(self, number: int) -> tuple[Tensor, Figures]:
         """Loss and figures of part `number`."""
         return self.task.loss(number)
 

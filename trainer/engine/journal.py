@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -26,17 +26,34 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
 
+class Total(NamedTuple):
+    """A figure that is a sum over some of a part's images; its mean is taken over those of all parts and processes."""
+
+    total: float
+    """Sum over the images."""
+    images: int
+    """How many they are."""
+
+
+Figures: TypeAlias = Mapping[str, "float | Total"]
+"""Figures of a part of a batch, by name."""
+
+
 class RunningMeans:
-    """Means of figures between two lines of the log; every figure is averaged over the times that it was given."""
+    """Means of figures between two lines of the log; every figure is averaged over the times that it was given, a
+    `Total` over what it counts."""
 
     def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None) -> None:
         self.sums, self.counts = dict(sums or {}), dict(counts or {})
 
-    def add(self, figures: Mapping[str, float]) -> None:
+    def add(self, figures: Figures) -> None:
         """Take in the figures of a step, or of a part of one."""
         for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
+            self._add(name, *(value if isinstance(value, Total) else (value, 1)))
+
+    def _add(self, name: str, value: float, count: int) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
+        self.counts[name] = self.counts.get(name, 0) + count
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What the constructor takes."""
@@ -48,8 +65,7 @@ class RunningMeans:
         total = cls()
         for state in states:
             for name, value in state["sums"].items():
-                total.sums[name] = total.sums.get(name, 0.0) + value
-                total.counts[name] = total.counts.get(name, 0) + state["counts"][name]
+                total._add(name, value, state["counts"][name])
         return total
 
     def means(self) -> dict[str, float]:

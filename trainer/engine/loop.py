@@ -26,7 +26,7 @@ from ..data.order import Stream, scoped_seed
 from .checkpoints import Checkpoints, Saved
 from .distribution import Pass, gathered, make_accelerator
 from .dropout import DropoutByImage
-from .journal import Journal, Progress, RunningMeans, write_run
+from .journal import Figures, Journal, Progress, RunningMeans, write_run
 from .lock import Watch, held, leave
 from .loop_config import LoopConfig
 from .optimizers import build_optimizer
@@ -48,7 +48,7 @@ class Task(Protocol):
     def trained(self) -> nn.Module:
         """Holds every trained parameter (frozen ones have `requires_grad=False` and are not saved)."""
 
-    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, step: int) -> tuple[Tensor, Figures]:
         """The mean loss of part `step`, with further figures for the log.
 
         Part n consists of the images n·m … (n + 1)·m − 1 with m = `LoopConfig.micro_batch`; a step consists of one part
@@ -357,6 +357,11 @@ _MAY_CHANGE = {
     "sample_every",
     "save_every",
     "timeout",
+    "validation_cfg",
+    "validation_color_fix",
+    "validation_solver",
+    "validation_start",
+    "validation_steps",
     "wandb",
     "workers",
 }

@@ -1,8 +1,11 @@
 """The small model's prior: a U-Net and a text encoder trained from nothing.
 
-A prior worth steering takes far more images than a few processor hours can show it. So the U-Net learns together with a
-ControlNet and RCA: most steps are stage 2's with every weight trained, and the rest show the U-Net text alone, which
-keeps it a text-to-image prior of its own. Stage 2 proper then freezes it and goes on from that ControlNet.
+A few processor hours show a network far fewer images than a text-to-image prior worth steering needs. Restoring is
+easier to learn. So the U-Net learns it from the beginning, together with a ControlNet and RCA: most steps are stage 2's
+with every weight trained.
+
+Restoring alone would leave nothing that text could ask for. So the other steps show the U-Net text alone, which makes
+it a prior of its own. Stage 2 proper then freezes it and goes on from that ControlNet.
 """
 
 from __future__ import annotations

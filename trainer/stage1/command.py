@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from seesr_core.dape import DAPE, Vocabulary
+from seesr_core.model_files import NANO, find_model
 
 from ..capacity.dry_run import dry_run, show
 from ..data.crops import write_skipped
@@ -32,7 +33,8 @@ class Stage1Command(command.StageCommand):
     """Train DAPE. The same command again resumes; single settings of the recipe are overridden by the flags below."""
 
     teacher: Path
-    """The tagger: `dape*.safetensors`, or the published `ram_swin_large_14m.pth` together with --tag-lists."""
+    """The tagger: `dape*.safetensors`, or the published `ram_swin_large_14m.pth` together with --tag-lists; the recipe
+    debug has the embedded one."""
     data: str
     """HR photos: a folder, a .jsonl list, webdataset shards (.tar, also at an address), or a mixture (.toml)."""
     config: Annotated[Stage1Config, command.SETTINGS]
@@ -43,7 +45,13 @@ class Stage1Command(command.StageCommand):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return command.run(lambda: run(command.parse(Stage1Command, STAGE1_RECIPES, argv, prog="python -m trainer.stage1")))
+    return command.run(lambda: run(parse(argv)))
+
+
+def parse(argv: Sequence[str] | None) -> Stage1Command:
+    """The command that arguments stand for."""
+    defaults = {"debug": {"teacher": find_model(NANO).tagger.weights}}
+    return command.parse(Stage1Command, STAGE1_RECIPES, argv, prog="python -m trainer.stage1", defaults=defaults)
 
 
 def run(options: Stage1Command) -> Path | None:

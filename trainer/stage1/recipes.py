@@ -113,10 +113,10 @@ def stage1_nano() -> Stage1Config:
 def stage1_debug() -> Stage1Config:
     """Four steps of batch 2 on 32² crops: every part of the stage in seconds on a CPU, for tests and first attempts.
 
-    Reproduces: nothing. Any tagger will do as the teacher, the smaller the faster.
+    Reproduces: nothing. The teacher is the embedded tagger, or any other, the smaller the faster.
     Expected: `dape.safetensors`, `dape-lora.safetensors`, four lines in `log.jsonl` and two sample pictures.
     Hardware: any CPU; seconds.
-    Command: python -m trainer.stage1 --recipe debug --teacher tagger.safetensors --data photos --out runs/debug
+    Command: python -m trainer.stage1 --recipe debug --data photos --out runs/debug
     """
     loop = LoopConfig(
         steps=4,

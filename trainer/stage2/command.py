@@ -12,6 +12,8 @@ import torch
 from seesr_core.formats.base import load_base
 from seesr_core.formats.control import read_control
 from seesr_core.formats.ram import read_dape
+from seesr_core.model_files import NANO, find_model
+from seesr_core.models import base_defaults
 
 from ..capacity.dry_run import dry_run, show
 from ..data.crops import write_skipped
@@ -25,7 +27,7 @@ from .export import export
 from .networks import Networks, build_networks
 from .recipes import STAGE2_RECIPES, Stage2Config
 from .task import Stage2Task
-from .validation import Validation
+from .validation import VALIDATION_STEPS, Validation
 
 
 @dataclass(kw_only=True)
@@ -36,9 +38,9 @@ class Stage2Command(command.StageCommand):
     """Photos with tags: a .jsonl list as `python -m trainer.tag` writes it, webdataset shards (.tar, also at an
     address), or a mixture of those (.toml)."""
     base: Path
-    """Base model: diffusers folder (SD-2-base) or our single file."""
+    """Base model: diffusers folder (SD-2-base) or our single file; the recipes nano and debug have the embedded one."""
     dape: Path
-    """Degradation-aware tagger of stage 1, `dape*.safetensors`."""
+    """Degradation-aware tagger of stage 1, `dape*.safetensors`; the recipes nano and debug have the embedded one."""
     config: Annotated[Stage2Config, command.SETTINGS]
     """Settings that override the recipe's."""
     validate: Path | None = None
@@ -53,7 +55,15 @@ class Stage2Command(command.StageCommand):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return command.run(lambda: run(command.parse(Stage2Command, STAGE2_RECIPES, argv, prog="python -m trainer.stage2")))
+    return command.run(lambda: run(parse(argv)))
+
+
+def parse(argv: Sequence[str] | None) -> Stage2Command:
+    """The command that arguments stand for."""
+    nano = find_model(NANO)
+    embedded = {"base": nano.base, "dape": nano.tagger.weights}
+    defaults = {"nano": embedded, "debug": embedded}
+    return command.parse(Stage2Command, STAGE2_RECIPES, argv, prog="python -m trainer.stage2", defaults=defaults)
 
 
 def run(options: Stage2Command) -> Path | None:
@@ -62,14 +72,16 @@ def run(options: Stage2Command) -> Path | None:
     say_what_lr_is(photos)
     dape, vocabulary = read_dape(options.dape)
     start = read_control(options.init) if options.init else None
-    networks = build_networks(load_base(options.base), dape, config, start)
+    base = load_base(options.base)
+    networks = build_networks(base, dape, config, start)
     if options.dry_run:
         crops = make_crops(photos, config)
         show(dry_run(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
         return None
-    about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe}
+    defaults = {**(start.defaults if start else {}), **config.sampling()}
+    about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe, "defaults": defaults}
     about["dtype"] = {"fp16": torch.float16, "fp32": torch.float32}[options.export]
-    settings = {"steps": config.validation_steps}
+    settings = {"steps": VALIDATION_STEPS, **base_defaults(base), **defaults}
     judge = Validation.of_folder(options.validate, vocabulary, settings, options.niqe_params)
     return train_control(config, networks, photos, options.out, validation=judge, **about)
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from seesr_core.method.color import ColorFix
+from seesr_core.method.sampling import Solver
+from seesr_core.settings import UpscaleSettings
 
 from ..data.stage_config import StageConfig, require
 from ..degradation import DegradationConfig, SharpenConfig
@@ -30,8 +34,18 @@ class Stage2Config(StageConfig):
     """Rank of the adapters; their product is not scaled. They are merged when the run ends."""
     timesteps: tuple[int, ...] = ()
     """Timesteps to train on; all if none is given. A distilled base model knows only some."""
-    validation_steps: int = 20
-    """Sampling steps of the validation."""
+    validation_steps: int | None = None
+    """Sampling steps of the validation. This and the next four become the defaults of the exported model; what is not
+    given is that of the weights to start from. Where these have none, the validation takes 20 steps and none are
+    written."""
+    validation_solver: Solver | None = None
+    """Sampler of the validation."""
+    validation_start: int | None = None
+    """Timestep at which the validation begins."""
+    validation_cfg: float | None = None
+    """Guidance scale of the validation."""
+    validation_color_fix: ColorFix | None = None
+    """How the validation's results get the photo's colours."""
     timestep_power: float = 1.0
     """Timesteps are ⌊1000·u^power⌋ with uniform u: 1 is the paper's uniform choice, more favours late steps, which have
     little noise."""
@@ -51,13 +65,24 @@ class Stage2Config(StageConfig):
         StageConfig.__post_init__(self)
         require(self.crop > 0 and self.crop % 64 == 0, "crop must be a positive multiple of 64 pixels", self.crop)
         require(0 <= self.null_text <= 1, "null_text must lie in [0, 1]", self.null_text)
-        require(self.validation_steps >= 1, "validation_steps must be at least 1", self.validation_steps)
         within = all(0 <= t < 1000 for t in self.timesteps)
         require(within, "timesteps must lie from 0 to 999", self.timesteps)
         choices = ", ".join(map(repr, get_args(Trained)))
         require(self.trained in get_args(Trained), f"trained must be one of {choices}", repr(self.trained))
+        UpscaleSettings.for_model(self.sampling())
         require(self.lora_rank >= 1, "lora_rank must be at least 1", self.lora_rank)
         require(self.timestep_power > 0, "timestep_power must be positive", self.timestep_power)
+
+    def sampling(self) -> dict[str, Any]:
+        """The settings of sampling that are given, by the names of `UpscaleSettings`."""
+        given = {
+            "steps": self.validation_steps,
+            "solver": self.validation_solver,
+            "start_timestep": self.validation_start,
+            "cfg": self.validation_cfg,
+            "color_fix": self.validation_color_fix,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def stage2_paper() -> Stage2Config:
@@ -128,7 +153,14 @@ def stage2_turbo() -> Stage2Config:
         save_every=1000,
         workers=8,
     )
-    return Stage2Config(loop=loop, smallest_photo=512, timesteps=(249, 499, 749, 999), gradient_checkpointing=True)
+    return Stage2Config(
+        loop=loop,
+        smallest_photo=512,
+        timesteps=(249, 499, 749, 999),
+        validation_steps=4,
+        validation_cfg=1.0,
+        gradient_checkpointing=True,
+    )
 
 
 def stage2_nano() -> Stage2Config:
@@ -160,17 +192,22 @@ def stage2_nano() -> Stage2Config:
         timestep_power=1.3,
         hint_channels=(16, 32, 64, 128),
         pool=320,
+        # Few deterministic steps from little noise: a net this small adds grain at every noisy step.
+        validation_steps=4,
+        validation_solver="ddim",
+        validation_start=251,
+        validation_cfg=1.0,
+        validation_color_fix="wavelet",
     )
 
 
 def stage2_debug() -> Stage2Config:
     """Four steps of batch 2 on 64² crops: every part of the stage in seconds on a CPU, for tests and first attempts.
 
-    Reproduces: nothing. Any base model and DAPE that fit each other will do, the smaller the faster.
+    Reproduces: nothing. The embedded base model and DAPE, or any others that fit each other, the smaller the faster.
     Expected: `seesr-control.safetensors`, four lines in `log.jsonl` and two sample pictures.
     Hardware: any CPU; seconds.
-    Command: python -m trainer.stage2 --recipe debug --data photos.jsonl --base base.safetensors
-        --dape dape.safetensors --out runs/debug
+    Command: python -m trainer.stage2 --recipe debug --data photos --out runs/debug
     """
     loop = LoopConfig(
         steps=4, batch_size=2, learning_rate=1e-3, device="cpu", log_every=1, save_every=2, sample_every=2

@@ -27,6 +27,7 @@ from ..data.crops import Crops
 from ..data.fingerprints import digest, drawn_from, fingerprint, listed
 from ..data.pairs import check_groups
 from ..data.photos import Photo
+from ..engine.journal import Figures, Total
 from ..engine.loop import flat
 from ..engine.processes import refuse_sharded_adapters
 from ..engine.samples import save_grid
@@ -82,7 +83,7 @@ class Stage2Task:
         """Networks that are only looked through and not trained."""
         return [self.networks.vae, self.networks.text_encoder, self.networks.dape]
 
-    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, step: int) -> tuple[Tensor, Figures]:
         """Loss of eq. 2 on one part of a batch."""
         batch = self.batch(step)
         pred = self.predict(batch, self.text_states(batch.prompts))
@@ -142,7 +143,7 @@ class Stage2Task:
         return self.validation(self.networks, folder, step) if self.validation else None
 
 
-def _by_band(per_image: Tensor, timesteps: Tensor) -> dict[str, float]:
-    """Mean loss of the images with t < 500; the loss over all t says little, since it depends on t so much."""
+def _by_band(per_image: Tensor, timesteps: Tensor) -> dict[str, Total]:
+    """Loss of the images with t < 500; the loss over all t says little, since it depends on t so much."""
     low = per_image[timesteps < 500]
-    return {"loss_low_t": float(low.mean())} if len(low) else {}
+    return {"loss_low_t": Total(float(low.sum()), len(low))} if len(low) else {}

@@ -32,6 +32,8 @@ from .networks import Networks
 
 BANDS = ((0, 125), (250, 375), (500, 625), (750, 875))
 """First timestep of each quarter, and the one at which the loss is taken."""
+VALIDATION_STEPS = 20
+"""Sampling steps where nobody says how many: the published 50 take too long to judge a run by."""
 SHOWN = 8
 _ALIGN = 64
 

@@ -33,7 +33,7 @@ from ...data.order import Stream, seeded
 from ...data.photos import Photo, load_rgb, read_photos
 from ...degradation import DegradationConfig
 from ...nano.tagger import predict, split, targets
-from ...stage1.networks import (read_teacher)
+from ...stage1.networks import read_teacher
 from ..report.intervals import Estimate, resamples
 from ..report.tables import Column, markdown, show, write_json
 from ..testsets.make import degraded

@@ -28,7 +28,7 @@ from seesr_core.errors import DataError, SettingsError
 
 from ...data.order import Stream, seeded
 from ...data.photos import Photo, load_rgb, read_photos
-from ...stage1.networks import (read_teacher)
+from ...stage1.networks import read_teacher
 from ..report.intervals import Estimate, resamples
 from ..report.tables import Column, markdown, show, write_json
 from .boxes import Annotations, Truth, read_annotations
