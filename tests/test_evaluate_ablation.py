@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,17 @@ from trainer.evaluate.pictures import as_tensor
 from trainer.evaluate.study import ablation, study
 from trainer.evaluate.study.ablation import Options, run, table
 from trainer.evaluate.study.denoising import denoising_loss, make_target
-from trainer.evaluate.study.rows import CODED, FILTERS, FULL, ROWS, WITHOUT_LOSS, Inputs, bicubic_sharpened, sampled
+from trainer.evaluate.study.rows import (
+    CODED,
+    FILTERS,
+    FULL,
+    PLACED,
+    ROWS,
+    WITHOUT_LOSS,
+    Inputs,
+    bicubic_sharpened,
+    sampled,
+)
 
 from .dape_nets import tiny_dape
 from .tiny_model import photo, tagger, tiny_models, write_tiny_model
@@ -69,7 +80,8 @@ def test_every_row_differs_from_full_and_is_measured(done: Path) -> None:
     for row, summary in rows.items():
         assert set(summary["count"].values()) == {3}
         assert summary["mean"]["psnr_y"] > 0
-        assert (summary["mean"]["change"] == 0) == (row == FULL)
+        # These pictures are smaller than a tile.
+        assert (summary["mean"]["change"] == 0) == (row in (FULL, "tiles", "tiles_local_prompts"))
         assert ("loss" in summary["mean"]) == (row in ROWS and row not in WITHOUT_LOSS)
         assert ("latent_error" in summary["mean"]) == (row in ROWS)
         assert row == FULL or summary["difference"]["psnr_y"]["value"] == pytest.approx(
@@ -95,6 +107,10 @@ def test_rows_change_one_thing() -> None:
     assert made["shuffled_soft_prompt"].prompts == Prompts(tags=own.tags, soft_prompt=other.soft_prompt)
     assert made["start_from_noise"].settings.start == "noise"
     assert made["start_from_noise"].prompts is own
+    for name in PLACED:
+        assert made[name].prompts is own
+        assert made[name].settings != settings
+    assert made["tiles_local_prompts"].settings == replace(made["tiles"].settings, local_prompts="both")
     assert (made["shuffled_latent"].start, made["shuffled_latent"].control) == (swapped, lr)
     assert (made["shuffled_control"].start, made["shuffled_control"].control) == (lr, swapped)
 

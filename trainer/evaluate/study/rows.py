@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image, ImageFilter
 from torch import Tensor
@@ -82,6 +82,25 @@ def _shuffled_control(inputs: Inputs) -> Inputs:
     return replace(inputs, control=inputs.other)
 
 
+def _with(**changes: Any) -> Change:
+    """The same inputs under other settings."""
+    return lambda inputs: replace(inputs, settings=replace(inputs.settings, **changes))
+
+
+_TILED: Mapping[str, Any] = {"tile": 256, "overlap": 32}
+"""Tiles so small that the usual pairs have several."""
+
+PLACED: Mapping[str, Change] = {
+    "regions": _with(region_strength=1.0),
+    "spatial_guidance": _with(spatial_cfg="auto"),
+    "tiles": _with(**_TILED),
+    "tiles_local_prompts": _with(**_TILED, local_prompts="both"),
+    "fidelity_25": _with(fidelity=0.25),
+    "fidelity_50": _with(fidelity=0.5),
+    "fidelity_75": _with(fidelity=0.75),
+}
+"""Rows with semantics in their places, or nearer to the photo; `tiles` is what `tiles_local_prompts` compares with."""
+
 ROWS: Mapping[str, Change] = {
     FULL: _same,
     "no_tags": _no_tags,
@@ -92,11 +111,12 @@ ROWS: Mapping[str, Change] = {
     "start_from_noise": _from_noise,
     "shuffled_latent": _shuffled_latent,
     "shuffled_control": _shuffled_control,
+    **PLACED,
 }
 """Rows that sample. A new one is a line here, if `Inputs` has what it changes."""
 
-WITHOUT_LOSS = ("start_from_noise", "shuffled_latent")
-"""Rows whose denoising loss is that of `full`: they only change where sampling starts."""
+WITHOUT_LOSS = ("start_from_noise", "shuffled_latent", *PLACED)
+"""Rows without a denoising loss of their own: they change the sampling around the networks, not their inputs."""
 
 
 def bicubic(photo: Image.Image, size: Size) -> Image.Image:
@@ -119,10 +139,13 @@ FILTERS: Mapping[str, Callable[[Image.Image, Size], Image.Image]] = {
 def sampled(pipeline: SeeSRPipeline, inputs: Inputs) -> Tensor:
     """The latent (1, C, h, w) that sampling from these inputs ends at, by the pipeline's own steps."""
     settings = inputs.settings
-    states = pipeline.encode_text([settings.negative, *pipeline.compose(inputs.prompts, settings)])
-    z_lr = pipeline.encode(pipeline.prepare([inputs.start], settings), settings) if settings.start == "lr" else None
+    texts = pipeline.compose(inputs.prompts, settings)
+    states = pipeline.encode_text([settings.negative, *texts])
+    needs_latent = settings.start == "lr" or settings.fidelity > 0
+    z_lr = pipeline.encode(pipeline.prepare([inputs.start], settings), settings) if needs_latent else None
     control = pipeline.prepare([inputs.control], settings)
-    return pipeline.sample(control, z_lr, states, inputs.prompts.soft_prompt, settings)
+    semantics = pipeline.place([inputs.control], inputs.prompts, texts, control, settings)
+    return pipeline.sample(control, z_lr, states, inputs.prompts.soft_prompt, settings, semantics)
 
 
 def finished(pipeline: SeeSRPipeline, photo: Image.Image, latent: Tensor, settings: UpscaleSettings) -> Image.Image:
