@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ _SHOWN = 0.5
 _LEAST_SIDE = 512
 
 Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]
 
 
 def colour(number: int) -> Colour:
@@ -42,22 +44,40 @@ def draw_regions(photo: Image.Image, maps_NHW: Tensor, names: Sequence[str]) -> 
     picture, scale = _enlarged(Image.fromarray(tinted.round().astype(np.uint8)))
     places = [_peak(own, scale) for own in maps]
     for number, (name, place) in enumerate(zip(names, _apart(places, picture), strict=True)):
-        _write(picture, name, place, colour(number))
+        _write(picture, name, place, colour(number), _font(picture))
     return picture
 
 
-def draw_tiles(picture: Image.Image, boxes: Sequence[tuple[int, int, int, int]], texts: Sequence[str]) -> Image.Image:
-    """The picture with each tile's frame (left, top, right, bottom in its pixels) and words in the frame."""
+def draw_tiles(picture: Image.Image, boxes: Sequence[Box], texts: Sequence[str]) -> Image.Image:
+    """The picture with a frame for each tile, drawn where it is nearer than its neighbours, and its words in the frame.
+
+    Args:
+        picture: RGB.
+        boxes: left, top, right, bottom of each tile in pixels; tiles overlap their neighbours.
+        texts: one for each tile.
+    """
     shown, scale = _enlarged(picture.convert("RGB"))
-    draw = ImageDraw.Draw(shown)
-    for number, (box, text) in enumerate(zip(boxes, texts, strict=True)):
+    draw, font = ImageDraw.Draw(shown), _font(shown, 60)
+    for number, (box, text) in enumerate(zip(_parted(boxes), texts, strict=True)):
         left, top, right, bottom = (round(side * scale) for side in box)
-        draw.rectangle((left, top, right - 1, bottom - 1), outline=colour(number), width=2)
-        font = _font(shown)
-        across = max(8, int((right - left - 12) / (0.55 * font.size)))
-        lines = textwrap.wrap(text, across)[: max(1, int((bottom - top - 12) / (1.3 * font.size)))]
-        _write(shown, "\n".join(lines), (left + 6, top + 6), colour(number))
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=colour(number), width=3)
+        across = max(8, int((right - left - 16) / (0.55 * font.size)))
+        lines = textwrap.wrap(text, across)[: max(1, int((bottom - top - 16) / (1.3 * font.size)))]
+        _write(shown, "\n".join(lines), (left + 8, top + 8), colour(number), font)
     return shown
+
+
+def _parted(boxes: Sequence[Box]) -> list[Box]:
+    """The boxes of a grid without what they share: each ends in the middle of an overlap."""
+    columns = _edges(sorted({(left, right) for left, _, right, _ in boxes}))
+    rows = _edges(sorted({(top, bottom) for _, top, _, bottom in boxes}))
+    parted = ((columns[left, right], rows[top, bottom]) for left, top, right, bottom in boxes)
+    return [(left, top, right, bottom) for (left, right), (top, bottom) in parted]
+
+
+def _edges(spans: Sequence[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+    middles = [(end + start) // 2 for (_, end), (start, _) in pairwise(spans)]
+    return dict(zip(spans, pairwise([spans[0][0], *middles, spans[-1][1]]), strict=True))
 
 
 def _enlarged(picture: Image.Image) -> tuple[Image.Image, float]:
@@ -85,17 +105,20 @@ def _apart(places: Sequence[tuple[int, int]], picture: Image.Image) -> list[tupl
     return taken
 
 
-def _font(picture: Image.Image) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(max(12, round(max(picture.size) / 36)))
+def _font(picture: Image.Image, part: int = 36) -> ImageFont.FreeTypeFont:
+    """Pillow's own, its height that part of the picture's longer side."""
+    font = ImageFont.load_default(max(12, round(max(picture.size) / part)))
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
 
 
-def _write(picture: Image.Image, text: str, place: tuple[int, int], background: Colour) -> None:
+def _write(
+    picture: Image.Image, text: str, place: tuple[int, int], background: Colour, font: ImageFont.FreeTypeFont
+) -> None:
     """Black words on a plate of the region's colour."""
     if not text:
         return
-    draw, font = ImageDraw.Draw(picture), _font(picture)
+    draw = ImageDraw.Draw(picture)
     left, top, right, bottom = draw.multiline_textbbox(place, text, font=font)
     draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), fill=background)
     draw.multiline_text(place, text, fill="black", font=font)
