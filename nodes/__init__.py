@@ -9,7 +9,10 @@ from .apply import SeeSRApply
 from .image import SeeSRFinishImage, SeeSRPrepareImage
 from .latent import SeeSRLatentInit, SeeSRScheduler
 from .loaders import SeeSRLoadDAPE, SeeSRLoadModel
+from .local import SeeSRTilePrompts
 from .prompts import SeeSRExtractTags, SeeSRPrompt, SeeSRSoftPrompt
+from .regions import SeeSRGroundTags, SeeSRRegionPrompt
+from .steering import SeeSRFidelity, SeeSRSpatialGuidance
 from .tiled import SeeSRTiledSampler, SeeSRTileModel
 from .upscale import SeeSRUpscale
 
@@ -27,6 +30,11 @@ NODES: list[type[io.ComfyNode]] = [
     SeeSRTileModel,
     SeeSRFinishImage,
     SeeSRUpscale,
+    SeeSRGroundTags,
+    SeeSRRegionPrompt,
+    SeeSRTilePrompts,
+    SeeSRSpatialGuidance,
+    SeeSRFidelity,
 ]
 
 folders.register()

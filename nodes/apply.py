@@ -16,7 +16,9 @@ from .host.areas import cut_areas
 from .host.conds import Conditioning, join_conditioning
 from .host.control import KEY as CONTROL_KEY
 from .host.control import attach_control, check_run
+from .host.local import TileSoftPrompt, attach_tile_soft_prompts, check_tile_texts, split_soft_prompts
 from .host.rca import attach_rca
+from .host.regions import attach_regions
 from .schema import ADVANCED, ModelType, SoftPromptType, make_schema, view_channels_first
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def apply_seesr(
     positive: list[Conditioning],
     negative: list[Conditioning],
     seesr_model: SeeSRModel,
-    soft_prompt_BLD: Tensor,
+    soft_prompt: Tensor | TileSoftPrompt,
     image_BHWC: Tensor,
     *,
     strength: float = 1.0,
@@ -98,7 +100,7 @@ def apply_seesr(
         positive: one conditioning for all photos, or one per photo.
         negative: likewise.
         seesr_model: ControlNet and RCA.
-        soft_prompt_BLD: soft prompts of the photos.
+        soft_prompt: soft prompts of the photos (B, L, D), or also of their tiles.
         image_BHWC: prepared photos, sides multiples of 8; may be uint8. Not copied.
         strength: factor on the ControlNet's residuals; at 0 it is not attached.
         rca_strength: share of RCA, in the U-Net and in the ControlNet; at 0 the MODEL is not patched.
@@ -110,6 +112,7 @@ def apply_seesr(
         ImageError: not a batch of colour pictures.
     """
     hint_B3HW = view_channels_first(image_BHWC)
+    (soft_prompt_BLD,), tile_soft_prompt = split_soft_prompts([soft_prompt])
     checks.check_image(hint_B3HW)
     checks.check_model(model, seesr_model)
     checks.check_soft_prompt(soft_prompt_BLD, seesr_model, photos=len(hint_B3HW))
@@ -119,7 +122,10 @@ def apply_seesr(
         join_conditioning(given, photos=len(hint_B3HW), width=seesr_model.text_dim, name=name)
         for given, name in ((positive, "positive"), (negative, "negative"))
     ]
+    check_tile_texts(prompts, hint_B3HW.shape[-2:])
     patched = attach_rca(model.clone(), seesr_model.rca, soft_prompt_BLD, strength=rca_strength, window=window)
+    attach_tile_soft_prompts(patched, tile_soft_prompt, hint_B3HW.shape[-2:])
+    attach_regions(patched, prompts)
     _guard_control(patched, attached=strength != 0)
     control = None
     if strength != 0:
@@ -160,11 +166,17 @@ def _share(values: list[Any], counts: list[int], name: str) -> list[list[Any]]:
     )
 
 
-def _share_soft(tensors: list[Tensor], counts: list[int]) -> list[Tensor]:
-    """The soft prompts (B, L, D) of each IMAGE."""
-    if len(tensors) == 1 and len(counts) > 1 and len(tensors[0]) == sum(counts):
-        return list(tensors[0].split(counts))
-    return [_join(own) for own in _share(tensors, counts, "soft_prompt")]
+def _share_soft(given: list[Tensor | TileSoftPrompt], counts: list[int]) -> list[Tensor | TileSoftPrompt]:
+    """The soft prompts (B, L, D) of each IMAGE, or those of its tiles as well."""
+    first = given[0]
+    if len(given) == 1 and isinstance(first, Tensor) and len(counts) > 1 and len(first) == sum(counts):
+        return list(first.split(counts))
+    return [_join_soft(own) for own in _share(given, counts, "soft_prompt")]
+
+
+def _join_soft(given: list[Tensor | TileSoftPrompt]) -> Tensor | TileSoftPrompt:
+    whole, local = split_soft_prompts(given)
+    return local or _join(whole)
 
 
 def _join(tensors: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -135,16 +136,26 @@ def extract_tags(
     lines = dape.vocabulary.prompt_tags(
         dape.read(image_BHWC).logits_BN,
         threshold=threshold,
-        exclude=[word for word in exclude.replace("，", ",").split(",") if word.strip()],
+        exclude=excluded(exclude),
         language=language,
     )
+    warn_without_tags(lines, "SeeSR Extract Tags")
+    return lines
+
+
+def excluded(text: str) -> list[str]:
+    """Words separated by commas of either script."""
+    return [word for word in text.replace("，", ",").split(",") if word.strip()]
+
+
+def warn_without_tags(lines: Sequence[str], node: str) -> None:
+    """A note on the node if there is no tag in some picture."""
     if not all(lines):
         without = ", ".join(str(number) for number, line in enumerate(lines) if not line)
         warn_on_node(
             f"SeeSR: expected at least one tag for every picture, found none in picture {without}, whose prompt goes "
-            "without; lower the threshold of SeeSR Extract Tags, or write what the photo shows into the prompt."
+            f"without; lower the threshold of {node}, or write what the photo shows into the prompt."
         )
-    return lines
 
 
 def compose_text(tags: str, prompt: str, added_prompt: str) -> str:

@@ -11,15 +11,20 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..seesr_core.method.color import ColorFix
+from ..seesr_core.method.guidance import DECAY
 from ..seesr_core.settings import UpscaleSettings
 from .apply import apply_seesr
 from .host.sampler import sample
+from .host.steering import attach_fidelity
+from .host.text import encode_text
 from .host.tiling.tiles import TileSettings, tile_model
 from .host.vae import decode_latent
 from .image import color_fix_input, finish_images, prepare_levels, scale_input
 from .latent import latent_init, schedule_sigmas, seed_input, start_timestep_input, steps_input
+from .local import USES, read_tiles
 from .prompts import added_prompt_input, compose_text, extract_tags
 from .schema import DAPEType, ModelType, make_schema
+from .steering import fidelity_input
 from .tiled import cfg_input, overlap_input, tile_size_input
 
 if TYPE_CHECKING:
@@ -31,6 +36,9 @@ log = logging.getLogger(__name__)
 _PUBLISHED = UpscaleSettings()
 MIN_SIZE = _PUBLISHED.min_size
 """Photos whose upscaled shorter side lies below this are processed larger and reduced at the end."""
+OFF = "off"
+_LOCAL = {"tags": "tags", "soft prompt": "soft prompt", "both": USES[0]}
+"""Choices of `local_prompts` and what SeeSR Tile Prompts calls them."""
 _OWN_NAMES = {"solver": "sampler_name", "tile": "tile_size", "negative": "negative_prompt"}
 """Settings of a model file that this node calls otherwise."""
 
@@ -78,6 +86,8 @@ class SeeSRUpscale(io.ComfyNode):
         tile_size: int,
         overlap: int,
         color_fix: ColorFix,
+        local_prompts: str = OFF,
+        fidelity: float = 0.0,
     ) -> io.NodeOutput:
         """The finished pictures and their tags."""
         tiles = TileSettings.from_pixels(tile_size, overlap)
@@ -86,24 +96,21 @@ class SeeSRUpscale(io.ComfyNode):
         log_other_defaults(seesr_model, {**chosen, "color_fix": color_fix})
         prepared = prepare_levels(image, scale=scale, min_size=MIN_SIZE)
         tags = extract_tags(dape, image)
-        model, positive, negative = apply_seesr(
-            model,
-            [encode_text(clip, compose_text(line, prompt, added_prompt)) for line in tags],
-            [encode_text(clip, negative_prompt)],
-            seesr_model,
-            dape.read(image).tokens_BLD,
-            prepared,
-        )
+        if local_prompts == OFF:
+            prompts = [encode_text(clip, compose_text(line, prompt, added_prompt)) for line in tags]
+            soft_prompt: Any = dape.read(image).tokens_BLD
+        else:
+            use, words = _LOCAL[local_prompts], (prompt, added_prompt)
+            read = read_tiles(dape, clip, image, prepared, tiles, use=use, words=words)
+            prompts, soft_prompt = [read.positive], read.soft_prompt
+        negatives = [encode_text(clip, negative_prompt)]
+        model, positive, negative = apply_seesr(model, prompts, negatives, seesr_model, soft_prompt, prepared)
         sigmas = schedule_sigmas(model, steps=steps, start_timestep=start_timestep)
         noise, latent = latent_init(model, vae, prepared, sigmas, seed=seed, start_timestep=start_timestep)
+        model = attach_fidelity(model, latent, fidelity=fidelity, decay=DECAY)
         sampled, _ = sample(tile_model(model, tiles), positive, negative, noise, sampler, sigmas, latent, cfg=cfg)
         decoded = decode_latent(vae, sampled["samples"])
         return io.NodeOutput(finish_images(decoded, prepared, image, scale=scale, color_fix=color_fix), tags)
-
-
-def encode_text(clip: Any, text: str) -> Any:
-    """CONDITIONING of a text, as CLIP Text Encode gives it."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def log_other_defaults(seesr_model: SeeSRModel, chosen: Mapping[str, Any]) -> None:
@@ -167,4 +174,13 @@ def _finishing() -> list[Any]:
         tile_size_input("Side of a denoised tile in pixels of the result; a larger picture is sampled in tiles."),
         overlap_input("Pixels that neighbouring tiles share."),
         color_fix_input(),
+        io.Combo.Input(
+            "local_prompts",
+            options=[OFF, *_LOCAL],
+            default=OFF,
+            optional=True,
+            tooltip="What every tile of a large result reads in its own part of the photo, beside what the whole photo "
+            "shows.",
+        ),
+        fidelity_input(optional=True),
     ]

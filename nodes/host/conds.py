@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
+from .local import TEXT, join_tile_texts
+from .regions import KEY as REGIONS
+from .regions import join_regions
 
 Conditioning = list[list[Any]]
 """The host's: entries `[tokens (B, L, D), extras]`."""
@@ -53,6 +56,8 @@ def _join_entries(entries: list[list[Any]], name: str) -> list[Any]:
     joined = {**extras[0]}
     for key in {key for extra in extras for key in extra}:
         values = [extra.get(key) for extra in extras]
+        if key in (REGIONS, TEXT):
+            continue
         if key == "pooled_output" and all(isinstance(value, Tensor) for value in values):
             joined[key] = torch.cat(values)
         elif not all(_same(value, values[0]) for value in values):
@@ -60,7 +65,12 @@ def _join_entries(entries: list[list[Any]], name: str) -> list[Any]:
                 f"The {name} prompts of the photos differ in {key!r}, so they make no batch; set it once, after SeeSR "
                 "Apply, or run the photos one at a time."
             )
-    return [join_tokens([entry[0] for entry in entries]), joined]
+    tokens = join_tokens([entry[0] for entry in entries])
+    if regions := join_regions(entries, tokens.shape[1]):
+        joined[REGIONS] = regions
+    if texts := join_tile_texts(entries, tokens.shape[1], name):
+        joined[TEXT] = texts
+    return [tokens, joined]
 
 
 def join_tokens(tokens: list[Tensor]) -> Tensor:

@@ -17,7 +17,9 @@ from ...seesr_core.tiling.grid import PIXELS_PER_CELL
 from ..schema import unit_range
 from .conds import Conditioning
 from .keys import Site
+from .local import SOFT
 from .rca import RCA, fit_tokens
+from .regions import INPUTS, take_regions, with_regions
 
 KEY = "seesr_control"
 """Under which a MODEL carries what the ControlNet needs of a run."""
@@ -39,6 +41,7 @@ class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
         self.input_hint_block = _image_encoder(hint_widths, self.model_channels, **build)
         linear = config["use_linear_in_transformer"]
         self.rca = RCA(sites, soft_dim, use_linear=linear, **build)
+        self._text_blocks = [site.block for site in sites]
 
     def forward(
         self,
@@ -59,25 +62,31 @@ class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
             timesteps: timesteps (B).
             context: text states.
             y: of models with further embeddings; this one has none.
-            soft_prompt: tokens of the photos.
+            soft_prompt: tokens of the photos, unless `kwargs` hold those of this call's tiles.
             rca_strength: share of RCA.
-            kwargs: anything else that the host hands to its ControlNets.
+            kwargs: regions of the text, and anything else that the host hands to its ControlNets.
         """
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
+        soft_prompt = kwargs.pop(SOFT, soft_prompt)
         tokens = None if soft_prompt is None else fit_tokens(soft_prompt, x)
+        regions = take_regions(kwargs, context)
+        bound = None if regions is None or not regions.acts else with_regions({}, regions, self._text_blocks)
 
         def with_rca(kind: str, index: int, h: Tensor) -> Tensor:
             return h if tokens is None else self.rca((kind, index), h, tokens, rca_strength)
 
+        def options(kind: str, index: int) -> list[dict[str, Any]]:
+            return [] if bound is None else [{**bound, "block": (kind, index)}]
+
         h, residuals = x, []
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
-            h = block(h, emb, context)
+            h = block(h, emb, context, *options("input", index))
             if index == 0:
                 h = h + self.input_hint_block(hint, emb, context)
             h = with_rca("input", index, h)
             residuals.append(zero_conv(h, emb, context))
         before, text, after = self.middle_block
-        h = after(with_rca("middle", 0, text(before(h, emb), context)), emb)
+        h = after(with_rca("middle", 0, text(before(h, emb), context, *options("middle", 0))), emb)
         return {"middle": [self.middle_block_out(h, emb, context)], "output": residuals}
 
 
@@ -113,6 +122,7 @@ class SeeSRControl(comfy.controlnet.ControlNet):
         control = self.copy().set_cond_hint(hint_B3HW, strength, window)
         control.set_extra_arg("soft_prompt", soft_prompt_BLD)
         control.set_extra_arg("rca_strength", rca_strength)
+        control.extra_conds = [*control.extra_conds, SOFT, *INPUTS]
         return control
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:

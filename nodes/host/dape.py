@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +15,16 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...seesr_core.dape import DAPE, DAPEConfig, Vocabulary
+from ...seesr_core.dape import DAPE, DAPEConfig, Tag, Vocabulary
 from ...seesr_core.dape import prepare as prepare_input
+from ...seesr_core.dape.grounding import enlarge, ground_tokens
 from ...seesr_core.errors import ImageError
 from ...seesr_core.model_files import tagger_files
 from ...seesr_core.models import read_tagger
 from ..schema import channels_first, require_finite
 
+_AT_ONCE = 8
+"""Parts of a photo that go through the network together."""
 _REMEMBERED = 256
 """Pictures whose reading is kept; with the published tagger 0.3 MB each."""
 
@@ -66,22 +70,53 @@ class HostDAPE:
         readings = [self._read_one(picture[None], antialias) for picture in _checked(image_BHWC)]
         return DAPEReading(*(torch.cat(parts) for parts in zip(*readings, strict=True)))
 
+    def read_parts(self, parts_BHWC: Sequence[Tensor]) -> list[DAPEReading]:
+        """Readings of pictures of any sizes, such as parts of photos; several go through the network together.
+
+        Raises:
+            ImageError: not batches of colour pictures, or one with NaN.
+            SettingsError: the network gives NaN.
+        """
+        pictures = [picture[None] for part in parts_BHWC for picture in _checked(part)]
+        keyed = {_fingerprint(picture, True): picture for picture in pictures}
+        fresh = [key for key in keyed if key not in self._readings]
+        for first in range(0, len(fresh), _AT_ONCE):
+            keys = fresh[first : first + _AT_ONCE]
+            read = self._look([keyed[key] for key in keys], True)
+            for i, key in enumerate(keys):
+                self._readings[key] = DAPEReading(*(values[i : i + 1] for values in read))
+        return [self.read(part) for part in parts_BHWC]
+
+    @torch.no_grad()
+    def ground(self, image_1HWC: Tensor, tags: Sequence[Tag]) -> Tensor:
+        """Where `tags` are in one of the host's pictures: (N, H, W) in [0, 1], float32 on the CPU.
+
+        Raises:
+            ImageError: not a colour picture, or one with NaN.
+        """
+        tokens = self.read(image_1HWC).tokens_BLD
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        network = self.patcher.model
+        maps = ground_tokens(network, tokens.to(network.label_embed), [tag.index for tag in tags])
+        return enlarge(maps, *image_1HWC.shape[1:3])
+
     def _read_one(self, image_13HW: Tensor, antialias: bool) -> DAPEReading:
         key = _fingerprint(image_13HW, antialias)
         if key not in self._readings:
-            self._readings[key] = self._look(image_13HW, antialias)
+            self._readings[key] = self._look([image_13HW], antialias)
             if len(self._readings) > _REMEMBERED:
                 self._readings.popitem(last=False)
         self._readings.move_to_end(key)
         return self._readings[key]
 
     @torch.no_grad()
-    def _look(self, image_13HW: Tensor, antialias: bool) -> DAPEReading:
+    def _look(self, images_13HW: Sequence[Tensor], antialias: bool) -> DAPEReading:
         comfy.model_management.throw_exception_if_processing_interrupted()
         # Layers of plain PyTorch work only where they lie: all of them have to move.
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         weight = self.patcher.model.label_embed
-        pixels = prepare_input(image_13HW, self.config.swin.image_size, antialias=antialias)
+        side = self.config.swin.image_size
+        pixels = torch.cat([prepare_input(image, side, antialias=antialias) for image in images_13HW])
         reading = DAPEReading(*(part.float().cpu() for part in self.patcher.model(pixels.to(weight))))
         for part in reading:
             advice = f"it computes in {weight.dtype}: start the host with --force-fp32, or get the file again"

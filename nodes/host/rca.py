@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ...seesr_core.errors import WeightsError
 from . import probes
 from .keys import NORM_GROUPS, Block, Site
+from .local import SOFT
 from .report import warn_on_node
 
 KEY = "seesr"
@@ -205,9 +206,8 @@ class RCAPatch:
         if not _inside(options.get("sigmas"), run.window):
             return executor(x, timesteps, context, y, control, options, **kwargs)
         run.inside = True
-        call = Call(
-            rca=self.weights.on(x.device), tokens=fit_tokens(self.tokens_BLD, x), strength=self.strength, run=run
-        )
+        tokens = kwargs.pop(SOFT, self.tokens_BLD)
+        call = Call(rca=self.weights.on(x.device), tokens=fit_tokens(tokens, x), strength=self.strength, run=run)
         if self.by_hooks:
             with hooked(executor.class_obj, call):
                 return executor(x, timesteps, context, y, control, options, **kwargs)

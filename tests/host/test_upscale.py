@@ -286,6 +286,25 @@ def test_large_pictures_go_through_the_autoencoder_in_one_pass_of_tiles(
         assert area == side * 1536, "without convolutions nothing around a tile is computed"
 
 
+@pytest.mark.parametrize("local", ["tags", "soft prompt", "both"])
+def test_local_prompts_act_where_there_are_tiles(nano: dict[str, Any], local: str) -> None:
+    image = photos(width=40)
+    whole, _ = upscaled(nano, image)
+    assert torch.equal(upscaled(nano, image, local_prompts=local)[0], whole)
+    tiles = {"tile_size": 64, "overlap": 16}
+    plain, tags = upscaled(nano, image, **tiles)
+    found, same = upscaled(nano, image, **tiles, local_prompts=local)
+    assert not torch.equal(found, plain)
+    assert same == tags
+
+
+def test_fidelity_keeps_the_result_nearer_to_the_photo(nano: dict[str, Any]) -> None:
+    image = photos()
+    plain = torch.nn.functional.interpolate(image.movedim(-1, 1), scale_factor=4, mode="bicubic").movedim(1, -1)
+    free, faithful = (upscaled(nano, image, fidelity=fidelity, color_fix="none")[0] for fidelity in (0.0, 1.0))
+    assert (faithful - plain).square().mean() < (free - plain).square().mean()
+
+
 CONTRACT: dict[str, dict[str, Any]] = {
     "image.SeeSRPrepareImage": {"image": ..., "scale": 4.0, "min_size": 512},
     "image.SeeSRFinishImage": {"image": ..., "prepared": ..., "lr_image": ..., "scale": 4.0, "color_fix": "adain"},
@@ -306,7 +325,31 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "tile_size": 768,
         "overlap": 32,
         "color_fix": "adain",
+        "local_prompts": "off",
+        "fidelity": 0.0,
     },
+    "regions.SeeSRGroundTags": {"dape": ..., "image": ..., "threshold": 1.0, "exclude": "", "language": "en"},
+    "regions.SeeSRRegionPrompt": {
+        "clip": ...,
+        "tags": ...,
+        "masks": ...,
+        "prompt": "",
+        "added_prompt": ADDED,
+        "strength": 1.0,
+    },
+    "local.SeeSRTilePrompts": {
+        **dict.fromkeys(("dape", "clip", "image", "prepared"), ...),
+        "tile_size": 768,
+        "overlap": 32,
+        "use": "tags + soft prompt",
+        "keep_global": True,
+        "threshold": 1.0,
+        "exclude": "",
+        "prompt": "",
+        "added_prompt": ADDED,
+    },
+    "steering.SeeSRSpatialGuidance": {"model": ..., "mask": ..., "outside": 0.0, "feather": 16},
+    "steering.SeeSRFidelity": {"model": ..., "latent": ..., "fidelity": 0.0, "decay": 4.0},
 }
 """Ids, order and defaults that saved graphs depend on."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ....seesr_core.tiling.grid import Tile
+from ..local import CONDPerTile, text_of_tiles
 from .controls import ControlTiler
 
 Cond = dict[str, Any]
@@ -62,9 +63,16 @@ class CondTiler:
         if "mask" in cropped and not cropped["mask"].any():
             return None
         cropped["model_conds"] = {name: self._input(value, tiles) for name, value in cond["model_conds"].items()}
+        text = text_of_tiles(cond, tiles, self._batch) if self._are_tiles(tiles) else None
+        if text is not None:
+            cropped["model_conds"]["c_crossattn"] = text
         if cond.get("control") is not None:
             cropped["control"] = self._control(cond["control"], parts, twins)
         return cropped
+
+    def _are_tiles(self, tiles: Sequence[Tile]) -> bool:
+        """Whether these are parts of the latent rather than the whole of it."""
+        return (tiles[0].height, tiles[0].width) != (self._height, self._width)
 
     def _control(self, control: Any, parts: Sequence[Tile | None], twins: dict[Any, Any]) -> Any:
         """One copy for all that share a ControlNet and look at the same parts: the host batches only those."""
@@ -75,6 +83,8 @@ class CondTiler:
 
     def _input(self, value: Any, tiles: Sequence[Tile]) -> Any:
         """A model input of the whole latent for its tiles: cut if it has the latent's shape, else once per tile."""
+        if isinstance(value, CONDPerTile) and self._are_tiles(tiles):
+            return value.on_tiles(tiles, self._batch)
         if isinstance(value, comfy.conds.CONDConstant) or not hasattr(value, "cond"):
             return value
         images = value.process_cond(batch_size=self._batch, area=None)

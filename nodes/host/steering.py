@@ -1,0 +1,152 @@
+"""Patches of a MODEL that steer what its networks predict: guidance by a mask, and the fidelity dial.
+
+Both see the whole latent: tiles, ControlNets and attention patches do their work inside the prediction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import comfy.utils
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...seesr_core.errors import SettingsError
+from ...seesr_core.method.guidance import pull, pulled, targeted
+from ...seesr_core.method.regions import check_masks, guidance_share
+from ...seesr_core.tiling.grid import PIXELS_PER_CELL
+from .report import warn_on_node
+from .sampler import check_latent
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+GUIDANCE_KEY = "seesr_guidance"
+"""Under which a MODEL carries what watches over the spatial guidance, and a run what became of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """The fidelity dial, after guidance (the host's post-CFG function)."""
+
+    z_lr: Tensor
+    """Scaled latents of the photos, (B, C, h, w)."""
+    fidelity: float
+    """0 … 1."""
+    decay: float
+    """The larger, the earlier the pull ends."""
+
+    def __call__(self, args: dict[str, Any]) -> Tensor:
+        """The clean latents of a step, pulled to the photos'."""
+        x0: Tensor = args["denoised"]
+        if x0.shape[1:] != self.z_lr.shape[1:] or len(x0) % len(self.z_lr):
+            raise SettingsError(
+                f"SeeSR Fidelity got a LATENT of shape {tuple(self.z_lr.shape)}, but {tuple(x0.shape)} is being "
+                "sampled; connect the latent of the same SeeSR Latent Init to both."
+            )
+        z_lr = comfy.utils.repeat_to_batch_size(self.z_lr, len(x0)).to(x0)
+        share = pull(self.fidelity, self.decay, args["sigma"].float(), _first_sigma(args))
+        return pulled(x0, z_lr, share.clamp(0, 1).view(-1, 1, 1, 1).to(x0))
+
+
+def attach_fidelity(model: ModelPatcher, latent: dict[str, Any], *, fidelity: float, decay: float) -> ModelPatcher:
+    """A clone of `model` whose samples stay nearer to `latent`, in place of an older pull; at 0 it has none.
+
+    Raises:
+        SettingsError: no LATENT of pictures for this model.
+    """
+    check_latent(model, latent)
+    patched = model.clone()
+    _drop(patched, "sampler_post_cfg_function", Fidelity)
+    if fidelity > 0:
+        z_lr = model.get_model_object("latent_format").process_in(latent["samples"].float())
+        patched.set_model_sampler_post_cfg_function(Fidelity(z_lr=z_lr, fidelity=fidelity, decay=decay))
+    return patched
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialGuidance:
+    """Guidance by a mask, before guidance (the host's pre-CFG function)."""
+
+    masks_NHW: Tensor
+    """Values in [0, 1]; the largest counts."""
+    outside: float
+    """Share of the guidance where no mask is."""
+    feather: float
+    """Width of the soft edge in latent cells."""
+    _shares: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def __call__(self, args: dict[str, Any]) -> list[Tensor]:
+        """The predictions [positive, negative, …] of a step, the positive one as far as the mask goes."""
+        positive, negative, *rest = args["conds_out"]
+        run = args["model_options"].get("transformer_options", {}).get(GUIDANCE_KEY)
+        if run is not None:
+            run.asked, run.guided = True, args["conds"][1] is not None
+        if args["conds"][1] is None:
+            return [positive, negative, *rest]
+        share = self._share(*positive.shape[-2:])
+        return [targeted(negative, positive, share.to(positive.device)), negative, *rest]
+
+    def _share(self, height: int, width: int) -> Tensor:
+        if (height, width) not in self._shares:
+            self._shares[height, width] = guidance_share(
+                self.masks_NHW, height, width, outside=self.outside, feather=self.feather
+            )
+        return self._shares[height, width]
+
+
+@dataclass(slots=True)
+class _GuidanceRun:
+    asked: bool = False
+    guided: bool = False
+
+
+def attach_spatial_guidance(model: ModelPatcher, mask: Tensor, *, outside: float, feather: float) -> ModelPatcher:
+    """A clone of `model` whose guidance acts where `mask` (N, H, W) is; masks of ones, or `outside` 1, leave it out.
+
+    `feather` is in pixels of the result. An older mask on the model is replaced.
+
+    Raises:
+        SettingsError: something that is no mask.
+    """
+    masks = check_masks(mask, "mask")
+    patched = model.clone()
+    _drop(patched, "sampler_pre_cfg_function", SpatialGuidance)
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE_KEY)
+    if outside < 1 and bool((masks.amax(0) < 1).any()):
+        patched.set_model_sampler_pre_cfg_function(
+            SpatialGuidance(masks_NHW=masks, outside=outside, feather=feather / PIXELS_PER_CELL)
+        )
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE_KEY, _watch_guidance)
+    return patched
+
+
+def _watch_guidance(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around a sampling run: says so if the mask could not act in it."""
+    run = _GuidanceRun()
+    executor.class_obj.model_options.setdefault("transformer_options", {})[GUIDANCE_KEY] = run
+    result = executor(*args, **kwargs)
+    if not run.asked:
+        warn_on_node(
+            "SeeSR Spatial Guidance did nothing in this run: its guider leaves out the host's pre-CFG step (as "
+            "DualCFGGuider does). Sample with CFGGuider, KSampler or SeeSR Tiled Sampler."
+        )
+    elif not run.guided:
+        warn_on_node(
+            "SeeSR Spatial Guidance did nothing in this run: at cfg 1 there is no guidance to place. Raise cfg above 1."
+        )
+    return result
+
+
+def _first_sigma(args: dict[str, Any]) -> float:
+    """The highest noise level of the run; of the model's whole schedule where the host does not tell."""
+    sigmas = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
+    return float(args["model"].model_sampling.sigma_max if sigmas is None else sigmas.max())
+
+
+def _drop(model: ModelPatcher, name: str, kind: type) -> None:
+    """Take patches of one kind out of a list of `model` (already a clone)."""
+    if name in model.model_options:
+        kept = [patch for patch in model.model_options[name] if not isinstance(patch, kind)]
+        model.model_options[name] = kept
