@@ -20,7 +20,7 @@ _PATH = re.compile(r"`((?:nodes|seesr_core|trainer|tests|tools|docs|web|locales|
 _MODULE = re.compile(r"(?:python -m|-m) ((?:seesr_core|trainer|tests|tools)[\w.]*)|`((?:trainer|tools)\.[\w.]+)[` ]")
 _COMMAND = re.compile(r"python -m seesr_core (\w+)([^`\n]*)")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_WORKFLOW = re.compile(r"`(\d_\w+)`")
+_WORKFLOW = re.compile(r"`(\d+_\w+)`")
 _ROW = re.compile(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 
 every_paper = pytest.mark.parametrize("paper", PAPERS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 
 from tests.host import graph as graphs
@@ -33,10 +33,10 @@ log = logging.getLogger("pictures")
 HELP = PLUGIN / "web" / "docs" / "images"
 QUALITY = 88
 _WIDGETS = {"solver": "sampler_name", "steps": "steps", "cfg": "cfg", "start_timestep": "start_timestep"}
-_OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}}
+_OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}, 10: {"cfg"}}
 """Settings by which a workflow shows something else than the small model's own."""
-NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9)
-_HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre"}
+NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12)
+_HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre", 10: "regions", 11: "tile_prompts", 12: "fidelity"}
 STAND_INS = {3: 2, 5: 2}
 """Workflows for weights that are not here show what the small model makes of the same graph."""
 
@@ -90,7 +90,7 @@ def copy_settings(info: dict[str, Any]) -> None:
 def _set(node: dict[str, Any], info: dict[str, Any], settings: dict[str, Any]) -> None:
     at = 0
     for spec in graphs.inputs_of(info):
-        if spec.is_widget:
+        if spec.is_widget and at < len(node["widgets_values"]):
             node["widgets_values"][at] = settings.get(spec.name, node["widgets_values"][at])
             at += 1 + spec.companions
 
@@ -159,7 +159,53 @@ def _off_and_on(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
     return _split(Image.fromarray(off), Image.fromarray(on))
 
 
-_LAYOUTS: dict[int, Callable[[dict[str, list[np.ndarray]]], Image.Image]] = {8: _batch, 9: _off_and_on}
+def _regions(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
+    """Where the tags are; beside it the plain run (left half) and the one with regions."""
+    (where,), (plain,), (bound,) = (pictures[f"seesr_{name}"] for name in ("grounding", "plain", "regions"))
+    result = _split(Image.fromarray(plain), Image.fromarray(bound), longest=720)
+    return _row([Image.fromarray(where).resize(result.size, Image.Resampling.LANCZOS), result])
+
+
+def _tile_prompts(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
+    """Left the tiles and what they read, right the result."""
+    both = [Image.fromarray(pictures[f"seesr_{name}"][0]) for name in ("tile_grid", "tile_prompts")]
+    for picture in both:
+        picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
+    return _row(both)
+
+
+def _fidelity(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
+    """The same part of the three results, magnified twice, each with its number."""
+    parts: list[Image.Image] = []
+    for name, number in (("0", "0"), ("50", "0.5"), ("100", "1")):
+        picture = Image.fromarray(pictures[f"seesr_fidelity_{name}"][0])
+        left, top = (picture.width - 208) // 2, (picture.height - 260) // 2
+        part = picture.crop((left, top, left + 208, top + 260)).resize((416, 520), Image.Resampling.LANCZOS)
+        ImageDraw.Draw(part).text(
+            (10, 8), number, "white", ImageFont.load_default(28), stroke_width=2, stroke_fill="black"
+        )
+        parts.append(part)
+    return _row(parts)
+
+
+def _row(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one height side by side, a white line between."""
+    row = Image.new("RGB", (sum(p.width + 4 for p in pictures) - 4, pictures[0].height), "white")
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + 4
+    row.thumbnail((1280, 1280), Image.Resampling.LANCZOS)
+    return row
+
+
+_LAYOUTS: dict[int, Callable[[dict[str, list[np.ndarray]]], Image.Image]] = {
+    8: _batch,
+    9: _off_and_on,
+    10: _regions,
+    11: _tile_prompts,
+    12: _fidelity,
+}
 
 
 def take_screens(server: Server, folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def inputs_of(info: dict[str, Any]) -> list[InputSpec]:
 
 def widget_values(node: dict[str, Any], info: dict[str, Any], *, check: bool = True) -> dict[str, Any]:
     """The node's saved values by widget name. `check` compares them with the schema's ranges and choices."""
-    values, at, found = node.get("widgets_values") or [], 0, {}
+    values, at, found = list(node.get("widgets_values") or []), 0, {}
     widgets = [spec for spec in inputs_of(info) if spec.is_widget]
+    values += _newer_defaults(widgets, len(values))
     expected = sum(1 + spec.companions for spec in widgets)
     if len(values) != expected:
         raise GraphError(f"{_title(node)}: expected {expected} widget values, found {len(values)}: {values}")
@@ -97,6 +99,15 @@ def widget_values(node: dict[str, Any], info: dict[str, Any], *, check: bool = T
         found[spec.name] = values[at]
         at += 1 + spec.companions
     return found
+
+
+def _newer_defaults(widgets: list[InputSpec], saved: int) -> list[Any]:
+    """Values of optional widgets that the node got after the file was saved; the frontend fills them in, too."""
+    places = list(accumulate((1 + spec.companions for spec in widgets), initial=0))
+    newer = [spec for spec, place in zip(widgets, places, strict=False) if place >= saved]
+    if not newer or saved not in places or any(spec.required or spec.companions for spec in newer):
+        return []
+    return [spec.options["default"] for spec in newer]
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any], *, check: bool = True) -> dict[str, Any]:

@@ -20,6 +20,7 @@ WORKFLOWS = PLUGIN / "workflows"
 NANO = PLUGIN / "seesr_core" / "nano"
 PHOTO = "seesr_test_photo.png"
 PHOTO_SIZE = (48, 32)
+_TILED = ("SeeSRTiledSampler", "SeeSRTileModel", "SeeSRTilePrompts")
 LORA, SECOND_CONTROLNET = "your-lora.safetensors", "canny-sd21-safe.safetensors"
 """The names in `6_lora_and_second_controlnet`."""
 
@@ -40,7 +41,7 @@ def small(graph: dict[str, Any]) -> dict[str, Any]:
         load["image"] = PHOTO
     for prepare in nodes_of(graph, "SeeSRPrepareImage"):
         prepare["min_size"] = 0
-    for tiled in [*nodes_of(graph, "SeeSRTiledSampler"), *nodes_of(graph, "SeeSRTileModel")]:
+    for tiled in (node for kind in _TILED for node in nodes_of(graph, kind)):
         tiled["tile_size"], tiled["overlap"] = 128, 32
     for decode in nodes_of(graph, "VAEDecodeTiled"):
         decode["tile_size"], decode["overlap"] = 128, 32
@@ -147,6 +148,11 @@ def waking(loaded: dict[str, Any], mode: int) -> dict[str, Any]:
         if node.get("mode", 0) == mode:
             node["mode"] = 0
     return loaded
+
+
+def number_of(path: Path) -> int:
+    """The number that a shipped workflow's name begins with."""
+    return int(path.name.partition("_")[0])
 
 
 def workflow_paths() -> list[Path]:

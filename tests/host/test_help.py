@@ -99,14 +99,14 @@ def test_help_page_of_every_node(language: str, server: Server, nodes: dict[str,
         assert rows == [spec.name for spec in graphs.inputs_of(info)] + info["output_name"], name
         (picture,) = re.findall(r"!\[.+\]\((\S+)\)", page)
         assert server.get_bytes(f"/extensions/{FOLDER}/docs/{picture}")[:2] == b"\xff\xd8"
-        (shown,) = re.findall(r"`(\d_\w+)`", page.rsplit("##", 1)[1])
+        (shown,) = re.findall(r"`(\d+_\w+)`", page.rsplit("##", 1)[1])
         assert (PLUGIN / "workflows" / f"{shown}.json").is_file()
 
 
 def test_linked_workflow_has_the_node(nodes: dict[str, Any]) -> None:
     for name in nodes:
         page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-        shown = re.findall(r"`(\d_\w+)`", page)[-1]
+        shown = re.findall(r"`(\d+_\w+)`", page)[-1]
         kinds = [node["type"] for node in graphs.load(PLUGIN / "workflows" / f"{shown}.json")["nodes"]]
         assert name in kinds, f"{shown} does not show {name}"
 

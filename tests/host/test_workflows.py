@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from . import nano_graphs as nano
 from .server import Run, Server
 
 PATHS = nano.workflow_paths()
-NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9)
+NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12)
 REAL_NUMBERS = (3, 5)
 WIDTH, HEIGHT = nano.PHOTO_SIZE
 _WIDGETS = {"solver": "sampler_name"}
@@ -61,8 +62,8 @@ def assert_shows_photo(picture: np.ndarray, scale: float) -> None:
     assert nano.likeness(picture, nano.enlarged(size)) > 0.8
 
 
-def test_nine_workflows_with_pictures() -> None:
-    assert [int(path.name[0]) for path in PATHS] == list(range(1, 10))
+def test_twelve_workflows_with_pictures() -> None:
+    assert sorted(nano.number_of(path) for path in PATHS) == list(range(1, 13))
     for path in PATHS:
         with Image.open(path.with_suffix(".jpg")) as picture:
             assert picture.format == "JPEG"
@@ -72,7 +73,7 @@ def test_nine_workflows_with_pictures() -> None:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_fits_the_nodes(path: Path, object_info: dict[str, Any]) -> None:
     """Nodes, inputs, links and widget values agree with the schemas; only names of files may be unknown here."""
-    real = int(path.name[0]) in REAL_NUMBERS
+    real = nano.number_of(path) in REAL_NUMBERS
     graph = graphs.to_api(graphs.load(path), object_info, check=not real)
     assert any(object_info[node["class_type"]]["output_node"] for node in graph.values())
 
@@ -107,8 +108,10 @@ def test_real_weights_name_their_source(number: int) -> None:
 
 @pytest.mark.parametrize("number", NANO_NUMBERS)
 def test_nano_settings_are_the_files(number: int, defaults: dict[str, Any], object_info: dict[str, Any]) -> None:
-    """Except where a workflow shows something else: 7 has another sampler, 9 the whole schedule."""
-    own = {7: {"solver", "steps", "cfg", "start_timestep"}, 9: {"steps", "start_timestep"}}.get(number, set())
+    """Except where a workflow shows something else: 7 has another sampler, 9 the whole schedule, 10 guides."""
+    own = {7: {"solver", "steps", "cfg", "start_timestep"}, 9: {"steps", "start_timestep"}, 10: {"cfg"}}.get(
+        number, set()
+    )
     graph = graphs.to_api(nano.workflow(number), object_info, check=False)
     for setting, expected in defaults.items():
         if setting not in own:
@@ -249,3 +252,65 @@ def _off_by_stock_nodes(graph: dict[str, Any]) -> dict[str, Any]:
 
 def _prefix(graph: dict[str, Any], name: str) -> str:
     return str(graph[name]["inputs"]["filename_prefix"])
+
+
+def test_10_regions_and_the_plain_run(server: Server, object_info: dict[str, Any]) -> None:
+    """Regions and guidance change the picture; at their neutral values it is the plain one, bit for bit."""
+    graph = _without_compare(api(10, object_info))
+    run = server.run(graph)
+    (bound,), (plain,) = (saved(server, run, graph, f"seesr_{name}") for name in ("regions", "plain"))
+    assert_shows_photo(bound, 4)
+    assert not np.array_equal(bound, plain)
+    (where,) = saved(server, run, graph, "seesr_grounding")
+    assert where.shape[1] / where.shape[0] == pytest.approx(WIDTH / HEIGHT, rel=0.02)
+    nano.nodes_of(graph, "SeeSRRegionPrompt")[0]["strength"] = 0.0
+    nano.nodes_of(graph, "SeeSRSpatialGuidance")[0]["outside"] = 1.0
+    run = server.run(graph)
+    (neutral,), (again,) = (saved(server, run, graph, f"seesr_{name}") for name in ("regions", "plain"))
+    assert np.array_equal(neutral, again)
+    assert np.array_equal(again, plain)
+
+
+def test_10_with_a_mask_painted_by_hand(server: Server, object_info: dict[str, Any]) -> None:
+    """The mask editor saves what was painted as transparency; Load Image gives it as MASK."""
+    photo = Image.open(io.BytesIO(nano.photo_bytes())).convert("RGBA")
+    painted = Image.new("L", photo.size, 255)
+    painted.paste(0, (0, 0, photo.width // 2, photo.height))
+    photo.putalpha(painted)
+    file = io.BytesIO()
+    photo.save(file, "PNG")
+    server.put("input", "painted.png", file.getvalue())
+    graph = _without_compare(api(10, server.get("/object_info")))
+    nano.nodes_of(graph, "LoadImage")[0]["image"] = "painted.png"
+    mask = [graphs.only(graph, "LoadImage"), 1]
+    nano.nodes_of(graph, "SeeSRRegionPrompt")[0].update(tags="food", masks=mask)
+    nano.nodes_of(graph, "SeeSRSpatialGuidance")[0]["mask"] = mask
+    run = server.run(graph)
+    (bound,), (plain,) = (saved(server, run, graph, f"seesr_{name}") for name in ("regions", "plain"))
+    assert_shows_photo(bound, 4)
+    assert not np.array_equal(bound, plain)
+
+
+def test_11_prompts_per_tile(server: Server, object_info: dict[str, Any]) -> None:
+    graph = api(11, object_info)
+    run = server.run(graph)
+    (picture,), (grid,) = (saved(server, run, graph, f"seesr_{name}") for name in ("tile_prompts", "tile_grid"))
+    assert_shows_photo(picture, 12)
+    assert grid.shape == picture.shape
+
+
+def test_12_more_fidelity_is_nearer_to_the_photo(server: Server, object_info: dict[str, Any]) -> None:
+    graph = _without_compare(api(12, object_info))
+    run = server.run(graph)
+    pictures = [saved(server, run, graph, f"seesr_fidelity_{name}")[0] for name in ("0", "50", "100")]
+    photo = nano.enlarged((4 * WIDTH, 4 * HEIGHT)).astype(float)
+    errors = [np.square(picture - photo).mean() for picture in pictures]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[2]
+    usual = nano.full_graph(object_info)
+    assert np.array_equal(pictures[0], saved(server, server.run(usual), usual, "seesr")[0])
+
+
+def _without_compare(graph: dict[str, Any]) -> dict[str, Any]:
+    """Older hosts have no node that compares two pictures."""
+    return {name: node for name, node in graph.items() if node["class_type"] != "ImageCompare"}
