@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,8 @@ from torch import nn
 
 from seesr_core.errors import SettingsError
 from trainer.engine.distribution import make_accelerator
+from trainer.engine.loop_config import LoopConfig
+from trainer.engine.needs import check_needs
 from trainer.engine.processes import is_zero
 from trainer.engine.zero import configure
 
@@ -22,7 +26,7 @@ from .ranks import TOY
 
 FILES = sorted((ROOT / "trainer" / "accelerate").glob("*.yaml"))
 EXPECTED = {
-    "cpu": ("MULTI_CPU", 1, 2),
+    "cpu": ("MULTI_GPU", 1, 2),
     "ddp": ("MULTI_GPU", 1, 8),
     "ddp-nodes": ("MULTI_GPU", 4, 32),
     "fsdp2": ("FSDP", 1, 8),
@@ -136,3 +140,30 @@ def test_without_deepspeed_installed_it_says_how_to_install_it(monkeypatch: pyte
     monkeypatch.setattr("accelerate.utils.is_deepspeed_available", lambda: False)
     with pytest.raises(SettingsError, match="pip install 'deepspeed>="):
         make_accelerator(TOY)
+
+
+def test_two_processes_on_the_cpu_are_two(tmp_path: Path) -> None:
+    script = tmp_path / "who.py"
+    script.write_text("import os, pathlib; pathlib.Path(__file__).with_name(os.environ['RANK']).touch()", "utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "trainer/accelerate/cpu.yaml"),
+    ]
+    subprocess.run([*command, "--main_process_port", "0", str(script)], check=True, capture_output=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"who.py", "0", "1"}
+
+
+def test_a_process_that_should_not_be_alone_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = LoopConfig(steps=1, batch_size=1, learning_rate=1.0)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    check_needs(config)
+    assert caplog.text == ""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    check_needs(config)
+    assert "asked for several processes and started this one alone" in caplog.text

@@ -14,6 +14,8 @@ import pytest
 
 from seesr_core.errors import SettingsError
 from trainer.engine.journal import Journal, Progress, RunningMeans, Total
+from trainer.engine.loop_config import LoopConfig
+from trainer.engine.needs import check_needs
 
 
 def test_figures_are_averaged_over_the_times_that_they_were_given() -> None:
@@ -65,15 +67,16 @@ def test_figures_go_to_tensorboard_and_its_absence_is_mentioned(
 ) -> None:
     board = Recorder()
     fake: Any = types.ModuleType("torch.utils.tensorboard")
-    fake.SummaryWriter = lambda folder: board
+    fake.SummaryWriter = lambda folder, purge_step: board
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
     journal = Journal(tmp_path, writes=True)
+    journal.begin(3)
     journal.write({"step": 4, "loss": 0.5, "lr": 0.1})
     journal.close()
     assert board.seen == [("loss", 0.5, 4), ("lr", 0.1, 4), "closed"]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with caplog.at_level(logging.INFO):
-        Journal(tmp_path, writes=True).write({"step": 5, "loss": 0.5})
+        Journal(tmp_path, writes=True).begin(4)
     assert "pip install tensorboard" in caplog.text
 
 
@@ -94,18 +97,21 @@ class Recorder:
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    journal = Journal(tmp_path, writes=True)
-    journal.write({"step": 4, "loss": 0.5})
-    journal.close()
+    for begun, losses in ((3, {4: 0.5, 5: 0.25}), (4, {5: 0.125, 6: 1.0})):
+        journal = Journal(tmp_path, writes=True)
+        journal.begin(begun)
+        for step, loss in losses.items():
+            journal.write({"step": step, "loss": loss})
+        journal.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(4, 0.5)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(4, 0.5), (5, 0.125), (6, 1.0)]
 
 
 def test_weights_and_biases_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SettingsError, match="pip install wandb"):
-        Journal(tmp_path, writes=True, wandb="faces")
+        check_needs(LoopConfig(steps=1, batch_size=1, learning_rate=1.0, wandb="faces"))
     seen: list[Any] = []
     fake: Any = types.ModuleType("wandb")
 
@@ -121,6 +127,25 @@ def test_weights_and_biases_is_asked_for_by_name(tmp_path: Path, monkeypatch: py
     journal.write({"step": 2, "loss": 1.0})
     journal.close()
     assert seen == ["faces", ({"loss": 1.0}, 2), "finished"]
+
+
+def test_without_a_terminal_a_line_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "tqdm.tqdm",
+        lambda **options: types.SimpleNamespace(
+            disable=True, set_postfix_str=lambda *_, **__: None, update=lambda images: None, close=lambda: None
+        ),
+    )
+    clock = iter([0.0, 30.0, 60.0, 60.0])
+    monkeypatch.setattr("trainer.engine.journal.time.monotonic", lambda: next(clock))
+    progress = Progress(8, 80, shown=True)
+    with caplog.at_level(logging.INFO):
+        progress.add(8, 1.0)
+        assert caplog.text == ""
+        progress.add(4, 1.0)
+    assert caplog.messages == ["20 of 80 images, 0.20 images/s, loss 1.0000, 0:05:00 left"]
 
 
 def test_the_bar_averages_the_loss_and_counts_images() -> None:

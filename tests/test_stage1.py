@@ -183,7 +183,10 @@ def test_the_command_trains_and_writes_everything(
     assert report["photos"][0].keys() == {"photo", "teacher_on_hr", "plain_on_lr", "dape_on_lr"}
     assert report["loss_plain"] != report["loss_dape"]
     with Image.open(tmp_path / "samples" / "0000003.png") as picture:
-        assert picture.size == (32, 64)
+        assert picture.height == 64
+        labels = np.asarray(picture)[:, : picture.width - 32]
+    assert max(labels[:32].min(), labels[32:].min()) < 64
+    assert not np.array_equal(labels[:32], labels[32:])
     with safe_open(tmp_path / "dape.safetensors", "pt") as file:
         assert file.metadata()["source"] == (
             f"stage 1, recipe debug, teacher tagger.safetensors, photos {photos.name}, 3 steps"

@@ -15,7 +15,7 @@ from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts
 from seesr_core.method.rca import rca_parameters
-from trainer.capacity.dry_run import dry_run
+from trainer.capacity.dry_run import dry_run, sample, small_dry_run
 from trainer.data.mixture import Source
 from trainer.data.photos import read_photos
 from trainer.stage2.batches import tag_prompts
@@ -80,7 +80,8 @@ def test_the_validation_is_the_same_every_time_and_writes_its_pictures(
     bands = [figures[f"val_loss_t{first}"] for first, _ in BANDS]
     assert figures["val_loss"] == pytest.approx(sum(bands) / len(bands))
     with Image.open(tmp_path / "validation-000003.png") as grid:
-        assert grid.size == (2 * 64, 3 * 64)
+        assert grid.height == 3 * 64
+        assert grid.width > 2 * 64  # labels at the left
 
 
 def test_pairs_that_do_not_fit_are_refused(pairs: Path) -> None:
@@ -123,6 +124,29 @@ def test_a_dry_run_counts_parameters_memory_images_and_hours(photos: Path) -> No
     assert f"{found.trained:,} trained" in text
     assert "66.7 epochs of 6 photos" in text
     assert all(p.grad is None for p in task.networks.vae.parameters())
+
+
+def test_passes_of_two_images_tell_what_larger_ones_take(photos: Path) -> None:
+    settings = config(batch_size=6)
+    asked: list[int] = []
+
+    def build(loop: Any) -> Any:
+        asked.append(loop.batch_size)
+        return small_task(photos, replace(settings, loop=loop))
+
+    planned = small_dry_run(build, settings.loop)
+    measured = dry_run(build(settings.loop), settings.loop)
+    assert asked == [1, 2, 6]
+    assert planned.images == measured.images
+    assert planned.memory["activations"] == pytest.approx(measured.memory["activations"], rel=0.05)
+    assert planned.flops == pytest.approx(measured.flops, rel=0.01)
+    assert {**planned.memory, "activations": 0} == {**measured.memory, "activations": 0}
+
+
+def test_a_dry_run_looks_at_some_photos_only(photos: Path) -> None:
+    listed = list(small_task(photos).photos)
+    assert sample(listed * 100) == (listed * 100)[::6]
+    assert sample(listed) == listed
 
 
 def test_a_dry_run_leaves_the_weights_as_they_are(photos: Path) -> None:

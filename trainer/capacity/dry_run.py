@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..data.photos import Photo
 from ..engine.journal import Figures
 from ..engine.loop import Task
 from ..engine.loop_config import LoopConfig
@@ -23,6 +24,8 @@ from .live_memory import LiveBytes
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+_FEW = 2
+"""Images of the passes that are measured, where the run's are larger."""
 MOMENTS = {"adamw": 8, "adamw-fused": 8, "adamw-8bit": 2}
 """Bytes per parameter that each optimizer keeps."""
 _CPU_ATTENTION: Any = {
@@ -81,7 +84,7 @@ class DryRun:
             f"steps: {config.steps:,} of {config.batch_size} images ({process_count()} processes × accumulation "
             f"{config.accumulation} × {config.micro_batch}); {self.images:,} images{epochs}",
             f"arithmetic: {self.flops / 1e12:.4f} TFLOP an image",
-            f"rate: {self.images_per_second:.3f} images/s here; reads "
+            f"rate: {self.images_per_second:.3f} images/s here, in passes of {min(_FEW, config.micro_batch)}; reads "
             f"{self.images_per_second * self.photo_bytes / 1e6:.3f} MB/s of photos",
             f"hours: {self.hours:.2f} at this rate",
         ]
@@ -116,6 +119,27 @@ def dry_run(task: Task, config: LoopConfig) -> DryRun:
         images_per_second=config.micro_batch * process_count() / seconds,
         config=config,
     )
+
+
+def small_dry_run(build: Callable[[LoopConfig], Task], config: LoopConfig) -> DryRun:
+    """As `dry_run`, from passes of one and of two images, which tell what each further one adds.
+
+    Args:
+        build: makes the task for a loop of another batch size.
+        config: what is planned.
+    """
+    if config.micro_batch <= _FEW:
+        return dry_run(build(config), config)
+    few = [replace(config, batch_size=images * config.parts) for images in (1, _FEW)]
+    one, two = (dry_run(build(loop), loop) for loop in few)
+    each = two.memory["activations"] - one.memory["activations"]
+    activations = one.memory["activations"] + (config.micro_batch - 1) * each
+    return replace(two, memory={**two.memory, "activations": activations}, config=config)
+
+
+def sample(photos: Sequence[Photo], most: int = 100) -> list[Photo]:
+    """Some of the photos, evenly from all over the list, so that a dry run does not open them all."""
+    return list(photos[:: -(-len(photos) // most)])
 
 
 def show(planned: DryRun) -> None:

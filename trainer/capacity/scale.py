@@ -48,6 +48,7 @@ SD2_VAE: dict[str, Any] = {
 TEXT_PARAMETERS, TOKENS = 340_387_840, 77
 """Parameters of SD-2's text encoder, and its tokens; two operations for each parameter and token."""
 TAGS = 4585
+ADAPTERS = "Adapters need networks with contents: `python -m trainer.stage2 --trained lora --dry-run` counts them."
 _BYTES = 4
 
 
@@ -163,7 +164,7 @@ def _networks(config: Stage2Config, unet: dict[str, Any], dape: DAPE) -> Network
     nothing = torch.nn.Identity()
     base = Base(unet_config=unet, unet_state={}, vae=nothing, text_encoder=nothing, tokenizer=None, scheduler={})
     if config.trained == "lora":
-        raise SettingsError("Adapters need networks with contents: `trainer.stage2.task --dry-run` counts them.")
+        raise SettingsError(ADAPTERS)
     nets = build_networks(base, dape, replace(config, trained="all"))  # which asks for no weights to start from
     choose_trained(nets, config)
     nets.unet.train()
@@ -270,5 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: ScaleCommand) -> None:
     """Log the found."""
+    if options.config.trained == "lora":
+        raise SettingsError(ADAPTERS)
     for line in lines(options, count(options.config)):
         log.info("%s", line)

@@ -74,11 +74,11 @@ class Crops:
         self._room = memory
         for photo in photos:
             self._add(photo)
+        few = "; ".join(self.skipped[:3]) + (" …" if len(self.skipped) > 3 else "")
         if len(self) < 0.9 * len(photos):
-            few = "; ".join(self.skipped[:5])
-            raise DataError(
-                f"Only {len(self)} of {len(photos)} photos can be used; the log above names the others ({few} …)."
-            )
+            raise DataError(f"Only {len(self)} of {len(photos)} photos can be used ({few}).")
+        if self.skipped:
+            log.warning("skipped %d of %d photos (%s)", len(self.skipped), len(photos), few)
         self.paired = any(photo.lr for photo in self.photos)
         if self.paired and not all(photo.lr for photo in self.photos):
             raise DataError(
@@ -97,7 +97,6 @@ class Crops:
                 with opened(photo) as header:
                     self._check(photo, header.size, grey=self.skip_grey and header.mode in _GREY_MODES)
         except DataError as error:
-            log.warning("skipped: %s", error)
             self.skipped.append(str(error))
             return
         self.photos.append(photo)

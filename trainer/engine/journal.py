@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -17,12 +18,14 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from seesr_core import __version__
-from seesr_core.errors import ResourceError, SettingsError
+from seesr_core.errors import ResourceError
 from seesr_core.formats.schema import parse_json, read, read_json
 from seesr_core.runtime.files import read_text, write_text
 
 log = logging.getLogger(__name__)
 
+EVERY = 60.0
+"""Seconds between lines about the progress, where no bar can be shown."""
 _PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
 
@@ -85,19 +88,19 @@ class Journal:
         writes: whether this process writes.
         wandb: project of Weights & Biases, or nothing.
         facts: the settings, shown there.
-
-    Raises:
-        SettingsError: Weights & Biases is asked for and not installed.
     """
 
     def __init__(self, out: Path, *, writes: bool, wandb: str = "", facts: Mapping[str, Any] | None = None) -> None:
         self.paths = {"log": out / "log.jsonl", "validation": out / "validation.jsonl"}
         self.writes = writes
-        self.board: Any = _tensorboard(out / "tensorboard") if writes else None
+        self.board: Any = None
+        self.board_folder: Path | None = out / "tensorboard" if writes else None
         self.wandb: Any = _wandb(wandb, out, facts or {}) if writes and wandb else None
 
     def begin(self, step: int) -> None:
-        """Drop the lines of steps that will be run again."""
+        """Drop the lines of steps that will be run again, in TensorBoard's files, too."""
+        if self.board_folder is not None:
+            self.board, self.board_folder = _tensorboard(self.board_folder, step + 1), None
         for path in self.paths.values() if self.writes else ():
             if step == 0:
                 path.unlink(missing_ok=True)
@@ -135,23 +138,18 @@ class Journal:
             self.wandb.finish()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.info("No TensorBoard files: `pip install tensorboard` if you want them; log.jsonl has the same figures.")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def _wandb(project: str, out: Path, facts: Mapping[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise SettingsError(
-            f"Logging to the Weights & Biases project {project!r} needs the package: `pip install wandb`, "
-            "or leave the setting `wandb` empty."
-        ) from error
+    import wandb
+
     return wandb.init(project=project, name=out.name, dir=str(out), config=dict(facts), resume="allow", id=out.name)
 
 
@@ -164,7 +162,8 @@ def _step_of(line: str) -> float:
 
 
 class Progress:
-    """The bar: images done, images per second, time left, and averages of the loss."""
+    """Images done, images per second, time left, and averages of the loss: as a bar, or a line a minute without a
+    terminal."""
 
     def __init__(self, done: int, total: int, *, shown: bool) -> None:
         from tqdm import tqdm
@@ -173,6 +172,9 @@ class Progress:
             initial=done, total=total, unit="img", unit_scale=True, smoothing=0.05, disable=None if shown else True
         )
         self.loss: float | None = None
+        self.done, self.total = done, total
+        self.told = shown and self.bar.disable
+        self.since, self.before = time.monotonic(), done
 
     def add(self, images: int, loss: float) -> None:
         """Count the images of a step; a loss that is no number leaves the average as it is."""
@@ -181,6 +183,18 @@ class Progress:
         if self.loss is not None:
             self.bar.set_postfix_str(f"loss {self.loss:.4f}", refresh=False)
         self.bar.update(images)
+        self.done += images
+        if self.told and time.monotonic() - self.since >= EVERY:
+            self._tell()
+
+    def _tell(self) -> None:
+        """The same as a line of the log, where there is no terminal for a bar."""
+        now = time.monotonic()
+        rate = (self.done - self.before) / (now - self.since)
+        left = timedelta(seconds=round((self.total - self.done) / rate))
+        loss = "none yet" if self.loss is None else f"{self.loss:.4f}"
+        log.info("%d of %d images, %.2f images/s, loss %s, %s left", self.done, self.total, rate, loss, left)
+        self.since, self.before = now, self.done
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -29,6 +29,7 @@ from .dropout import DropoutByImage
 from .journal import Figures, Journal, Progress, RunningMeans, write_run
 from .lock import Watch, held, leave
 from .loop_config import LoopConfig
+from .needs import check_packages
 from .optimizers import build_optimizer
 from .sharding import unsharded, whole
 from .state import State
@@ -73,6 +74,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, identity: Mapping[str, A
         DataError: the folder holds another run or is in use, or gradients were not finite too often.
         ResourceError: the disk is full, or another process of the run has ended.
     """
+    check_packages(config)
     accelerator = make_accelerator(config)
     with _alone(out, accelerator):
         return Training(task, config, out, accelerator, identity or {}).to_the_end()

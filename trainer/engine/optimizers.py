@@ -19,7 +19,7 @@ def build_optimizer(
     """`adamw`; `adamw-fused`, one kernel for all parameters; `adamw-8bit`, a quarter of the memory for its moments.
 
     Raises:
-        SettingsError: an unknown name, or 8 bits without bitsandbytes.
+        SettingsError: an unknown name.
     """
     if name == "adamw-8bit":
         return _adamw_8bit(parameters, learning_rate, weight_decay)
@@ -30,12 +30,7 @@ def build_optimizer(
 
 
 def _adamw_8bit(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise SettingsError(
-            "The optimizer 'adamw-8bit' needs the package bitsandbytes: install it by `pip install bitsandbytes`, or "
-            "choose 'adamw-fused'."
-        ) from error
+    from bitsandbytes.optim import AdamW8bit
+
     optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
     return optimizer

@@ -14,6 +14,12 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_alone_against_its_config() -> bool:
+    """Whether accelerate was asked for several processes and started this one alone, as it does with MULTI_CPU."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    return launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+
+
 def is_sharded() -> bool:
     """Whether accelerate's launcher asks for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

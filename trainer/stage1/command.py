@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from seesr_core.dape import DAPE, Vocabulary
 from seesr_core.model_files import NANO, find_model
 
-from ..capacity.dry_run import dry_run, show
+from ..capacity.dry_run import sample, show, small_dry_run
 from ..data.crops import write_skipped
 from ..data.pairs import say_what_lr_is
 from ..data.photos import Photo, read_photos
 from ..engine import command
 from ..engine.loop import train
+from ..engine.loop_config import LoopConfig
+from ..engine.needs import check_needs
 from ..engine.processes import is_main_process
 from .networks import export, read_teacher
 from .recipes import STAGE1_RECIPES, Stage1Config
@@ -56,11 +58,17 @@ def parse(argv: Sequence[str] | None) -> Stage1Command:
 
 def run(options: Stage1Command) -> Path | None:
     """Read what the command names and train; returns the merged file."""
+    check_needs(options.config.loop)
     photos = read_photos(options.data)
     say_what_lr_is(photos)
     teacher, vocabulary = read_teacher(options.teacher, options.tag_lists)
     if options.dry_run:
-        show(dry_run(Stage1Task(options.config, teacher, vocabulary, photos), options.config.loop))
+        config, some = options.config, sample(photos)
+
+        def build(loop: LoopConfig) -> Stage1Task:
+            return Stage1Task(replace(config, loop=loop, pool=0, cache_teacher=False), teacher, vocabulary, some)
+
+        show(replace(small_dry_run(build, config.loop), photos=len(photos)))
         return None
     source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {Path(options.data).name}"
     return train_dape(options.config, teacher, vocabulary, photos, options.out, source=source)

@@ -70,7 +70,7 @@ class Shown:
 
         Returns equation 1 of these photos with and without the adapter.
         """
-        save_grid(folder / f"{step:07d}.png", [hr, F.interpolate(lr, hr.shape[-2:])])
+        save_grid(folder / f"{step:07d}.png", [hr, F.interpolate(lr, hr.shape[-2:])], ("HR", "LR"))
         with atomic_write(folder / f"{step:07d}.json") as temporary:
             temporary.write_text(json.dumps(report := self._report(seen), indent=1, ensure_ascii=False), "utf-8")
         return {"val_loss": report["loss_dape"], "val_loss_plain": report["loss_plain"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,12 +15,14 @@ from seesr_core.formats.ram import read_dape
 from seesr_core.model_files import NANO, find_model
 from seesr_core.models import base_defaults
 
-from ..capacity.dry_run import dry_run, show
+from ..capacity.dry_run import sample, show, small_dry_run
 from ..data.crops import write_skipped
 from ..data.pairs import make_crops, say_what_lr_is
 from ..data.photos import Photo, read_photos
 from ..engine import command
 from ..engine.loop import train
+from ..engine.loop_config import LoopConfig
+from ..engine.needs import check_needs
 from ..engine.processes import is_main_process
 from .batches import tag_prompts
 from .export import export
@@ -68,6 +70,7 @@ def parse(argv: Sequence[str] | None) -> Stage2Command:
 
 def run(options: Stage2Command) -> Path | None:
     """Read what the command names, train (or resume) and export; returns the exported file."""
+    check_needs(options.config.loop)
     photos, config = read_photos(options.data), options.config
     say_what_lr_is(photos)
     dape, vocabulary = read_dape(options.dape)
@@ -75,8 +78,12 @@ def run(options: Stage2Command) -> Path | None:
     base = load_base(options.base)
     networks = build_networks(base, dape, config, start)
     if options.dry_run:
-        crops = make_crops(photos, config)
-        show(dry_run(Stage2Task(config, networks, crops, tag_prompts(crops.photos)), config.loop))
+        crops = make_crops(sample(photos), config, workers=0, memory=0)
+
+        def build(loop: LoopConfig) -> Stage2Task:
+            return Stage2Task(replace(config, loop=loop, pool=0), networks, crops, [""] * len(crops))
+
+        show(replace(small_dry_run(build, config.loop), photos=len(photos)))
         return None
     defaults = {**(start.defaults if start else {}), **config.sampling()}
     about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe, "defaults": defaults}

@@ -35,6 +35,9 @@ from .batches import Batch, Batches
 from .networks import Networks
 from .recipes import Stage2Config
 
+LABELS = ("LR", "from t 250", "from t 500", "HR")
+"""Of the rows of a sample picture."""
+
 
 class Judge(Protocol):
     """What judges a run while it trains."""
@@ -139,7 +142,7 @@ class Stage2Task:
         for t in (250, 500):
             batch.timesteps = torch.full_like(batch.timesteps, t)
             rows.append(self.networks.decode(x0_from_eps(batch.noisy(), self.predict(batch, text).float(), batch.acp)))
-        save_grid(folder / f"{step:06d}.png", [row[:8] for row in (*rows, batch.target)])
+        save_grid(folder / f"{step:06d}.png", [row[:8] for row in (*rows, batch.target)], LABELS)
         return self.validation(self.networks, folder, step) if self.validation else None
 
 

@@ -167,7 +167,8 @@ class Validation:
         side = min(min(pair.hr.shape[1:]) for pair, _ in shown)
         large = [F.interpolate(pair.lr[None].float(), pair.hr.shape[1:], mode="nearest")[0] for pair, _ in shown]
         rows = [large, [sr for _, sr in shown], [pair.hr for pair, _ in shown]]
-        save_grid(path, [torch.stack([_middle(image, side) for image in row]).float().div(255) for row in rows])
+        middles = [torch.stack([_middle(image, side) for image in row]).float().div(255) for row in rows]
+        save_grid(path, middles, ("LR", "SR", "HR"))
 
 
 def _middle(image_3HW: Tensor, side: int) -> Tensor:
