@@ -41,6 +41,8 @@ class Day:
     """Whether requests for a part are answered with the whole."""
     secretive: bool = False
     """Whether the hash of a large file is not announced."""
+    elsewhere: str = ""
+    """Address that GET requests are sent on to."""
 
 
 @dataclass(kw_only=True)
@@ -51,6 +53,8 @@ class Hub:
     days: dict[str, Day] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     """(method, name, Range header) in order."""
+    logins: list[str] = field(default_factory=list)
+    """Authorization headers, one a request."""
     url: str = ""
     _digests: dict[str, str] = field(default_factory=dict)
 
@@ -113,6 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         name = self._name()
         self.content.requests.append((self.command, name, self.headers.get("Range", "")))
+        self.content.logins.append(self.headers.get("Authorization", ""))
         if name not in self.content.files:
             self._refuse(404)
             return
@@ -120,6 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
         status = self._bad_status(day)
         if status:
             self._refuse(status)
+        elif day.elsewhere and self.command == "GET":
+            self.send_response(302)
+            self.send_header("Location", day.elsewhere)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif self.command == "HEAD":
             self._announce(name, body, day)
         else:

@@ -20,6 +20,7 @@ from seesr_core.cli import main as cli
 from seesr_core.errors import ResourceError, SettingsError
 from seesr_core.install import hub as hub_module
 from seesr_core.install.download import STAGING, Download, Item
+from seesr_core.install.ledger import LEDGER
 from seesr_core.install.manifest import Asset, Layout, RemoteFile, Source
 from seesr_core.install.places import Target
 
@@ -83,7 +84,7 @@ def test_a_file_arrives_verified_and_nothing_else_stays(hub: Hub, tmp_path: Path
     item = one(tmp_path / "to")
     assert (item.state, item.source, item.checked_by) == ("downloaded", "first/weights", "sha256")
     assert item.path.read_bytes() == BODY
-    assert [path.name for path in (tmp_path / "to").rglob("*")] == ["thing", "a", "file.txt"]
+    assert sorted(path.name for path in (tmp_path / "to").rglob("*")) == [LEDGER, "a", "file.txt", "thing"]
     hub.requests.clear()
     assert one(tmp_path / "to").state == "present"
     assert hub.requests == []
@@ -398,3 +399,57 @@ def test_the_list_needs_no_network(capfd: pytest.CaptureFixture[str]) -> None:
 def test_wrong_usage(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["download", "--what", "everything"]) == 2
     assert cli.main(["download", "--to", "a", "--comfy", "b"]) == 2
+
+
+def test_an_unknown_hash_is_noted_at_the_first_download_and_asked_for_afterwards(hub: Hub, tmp_path: Path) -> None:
+    hub.add("first/weights/sub/a/file.txt", b"some text")
+    item = one(tmp_path)
+    assert (item.state, item.checked_by) == ("downloaded", "content")
+    (record,) = json.loads((tmp_path / LEDGER).read_text()).values()
+    assert record["sha256"] == hashlib.sha256(b"some text").hexdigest()
+    assert (record["source"], record["commit"], record["bytes"]) == ("first/weights", COMMIT, 9)
+    assert (one(tmp_path).state, one(tmp_path).checked_by) == ("present", "sha256")
+    item.path.write_bytes(b"some test")
+    assert (one(tmp_path).state, item.path.read_bytes()) == ("downloaded", b"some text")
+
+
+def test_another_content_under_the_same_name_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.add("first/weights/sub/a/file.txt", b"x" * 2000)
+    path = one(tmp_path).path
+    path.unlink()
+    hub.add("first/weights/sub/a/file.txt", b"y" * 2000)
+    hub._digests.clear()
+    item = one(tmp_path)
+    assert (item.state, path.exists()) == ("failed", False)
+    assert "as .seesr-downloads.json noted when it first came" in item.reasons[0]
+    (tmp_path / LEDGER).write_text("[" * 5000)
+    assert one(tmp_path).state == "downloaded"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "token", "sent"),
+    [
+        ("https://huggingface.co", "secret", None),
+        ("https://hub.huggingface.co", "", None),
+        ("https://huggingface.co.evil.org", "", False),
+        ("https://mirror.org", "secret", "secret"),
+        (None, "", None),
+    ],
+)
+def test_the_login_is_for_its_own_host(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str | None, token: str, sent: object
+) -> None:
+    """None lets the library look for the login, False forbids it."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert hub_module._login(endpoint) == sent
+
+
+def test_the_login_does_not_follow_to_another_host(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    name = "first/weights/sub/a/file.txt"
+    with serve(Hub()) as other:
+        other.add(name, b"some text")
+        hub.add(name, b"some text", elsewhere=f"{other.url}/{name}")
+        assert one(tmp_path).state == "downloaded"
+    assert set(hub.logins) == {"Bearer secret"}
+    assert other.logins == [""]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..errors import ResourceError, WeightsError
 from ..runtime.memory import require_disk
-from .hashing import Progress
+from .hashing import Progress, sha256
 from .hub import Remote, SourceError, fetch, locate
+from .ledger import LEDGER, Ledger, Record
 from .manifest import Asset, RemoteFile, Source
 from .places import Target
 from .verify import check_file
@@ -72,6 +73,11 @@ class Download:
     bar: Bar = lambda name: nullcontext(lambda done, total: None)
     """Progress of transfers and hashing."""
 
+    @property
+    def ledger(self) -> Ledger:
+        """What is known of the files of the target."""
+        return Ledger(self.target.root)
+
     def items(self, assets: Iterable[Asset]) -> list[Item]:
         """Every file of `assets`, those that are there verified."""
         found = [Item(asset=asset, file=file, path=path) for asset in assets for file, path in self.target.files(asset)]
@@ -84,7 +90,7 @@ class Download:
             return
         try:
             with self.bar(f"checking {item.path.name}") as progress:
-                item.checked_by = check_file(item.path, item.file, progress=progress)
+                item.checked_by = check_file(item.path, item.file, announced=self._known(item), progress=progress)
             item.state = PRESENT
         except WeightsError as error:
             item.reasons = (str(error),)
@@ -96,7 +102,7 @@ class Download:
                 with self._guard(item, f"the hub cache of {source}"):
                     part = self._part(item, "cache")
                     _link_or_copy(cached, part)
-                    self._install(item, part, str(source), None)
+                    self._install(item, part, Remote(url="", tag="cache"), str(source))
                     item.state = CACHED
                     self._tidy(items)
                     break
@@ -125,7 +131,7 @@ class Download:
         for source in sources:
             with self._guard(item, str(source)):
                 remote = locate(source, item.file.path)
-                _compare(remote, item.file)
+                _compare(remote, item.file, self._known(item))
                 yield source, replace(remote, size=item.file.size or remote.size)
 
     def _require_room(self, gaps: list[Item], offers: dict[int, tuple[Source, Remote] | None]) -> None:
@@ -150,25 +156,34 @@ class Download:
             part = self._part(item, remote.tag)
             with self.bar(item.path.name) as progress:
                 fetch(remote, part, progress)
-            self._install(item, part, str(source), remote.sha256)
+            self._install(item, part, remote, str(source))
             item.state = DOWNLOADED
             return True
         return False
 
-    def _install(self, item: Item, part: Path, source: str, announced: str | None) -> None:
-        """Verify a whole file and let it take its place; a wrong one is removed."""
+    def _known(self, item: Item) -> str | None:
+        """The hash that a file had when it came; one that the manifest states comes before it."""
+        record = self.ledger.find(item.path)
+        return record.sha256 if record else None
+
+    def _install(self, item: Item, part: Path, remote: Remote, source: str) -> None:
+        """Verify a whole file, note its hash, and let it take its place; a wrong one is removed."""
+        wanted = item.file.sha256 or self._known(item) or remote.sha256
         try:
             with self.bar(f"checking {item.path.name}") as progress:
-                item.checked_by = check_file(part, item.file, announced=announced, progress=progress)
+                item.checked_by = check_file(part, item.file, announced=wanted, progress=progress)
+                digest = wanted or sha256(part, progress)
         except WeightsError as error:
             part.unlink()
             raise SourceError(str(error).replace(str(part), "what came")) from error
         try:
             item.path.parent.mkdir(parents=True, exist_ok=True)
+            size = part.stat().st_size
             os.replace(part, item.path)
         except OSError as error:
             raise ResourceError(f"Cannot write {item.path}: {error.strerror or error}.") from error
         item.source, item.reasons = source, ()
+        self.ledger.note(item.path, Record(sha256=digest, bytes=size, source=source, commit=remote.commit))
 
     def _part(self, item: Item, tag: str) -> Path:
         """Where the bytes gather. Another content has another name, so that two versions are never mixed."""
@@ -216,10 +231,12 @@ def _gaps(items: Iterable[Item]) -> Iterator[Item]:
     return (item for item in items if item.state == MISSING)
 
 
-def _compare(remote: Remote, file: RemoteFile) -> None:
+def _compare(remote: Remote, file: RemoteFile, known: str | None) -> None:
     """Spare a download that is known to be in vain."""
-    if file.sha256 and remote.sha256 and file.sha256 != remote.sha256:
-        raise SourceError(f"it offers a file with the sha256 {remote.sha256[:12]}…: expected {file.sha256[:12]}…")
+    wanted = file.sha256 or known
+    if wanted and remote.sha256 and wanted != remote.sha256:
+        noted = "" if file.sha256 else f", as {LEDGER} noted when it first came; without that entry any is taken"
+        raise SourceError(f"it offers a file with the sha256 {remote.sha256[:12]}…: expected {wanted[:12]}…{noted}")
     if file.size and remote.size and file.size != remote.size:
         raise SourceError(f"it offers a file of {remote.size:,} bytes: expected {file.size:,}")
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from ..errors import ResourceError
 from .hashing import Progress
@@ -23,6 +24,7 @@ from .manifest import Source
 
 log = logging.getLogger(__name__)
 
+_HUB, _HUB_HOST = "https://huggingface.co", "huggingface.co"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TRIES = 4
 _CHUNK = 1 << 18
@@ -56,6 +58,8 @@ class Remote:
     """Hash, if announced; hubs do so for large files."""
     tag: str = ""
     """Changes when the content does; empty if the source announces nothing."""
+    commit: str = ""
+    """Version of the source's repository; empty if it does not say."""
     headers: dict[str, str] = field(default_factory=dict)
     """HTTP headers to send along, such as the user's login."""
 
@@ -75,16 +79,27 @@ def locate(source: Source, path: str) -> Remote:
     # Read here and not by the library, whose copy is as old as its import.
     endpoint = os.environ.get("HF_ENDPOINT") or None
     url = hf_hub_url(source.repo, f"{source.prefix}{path}", repo_type=kind, revision=source.revision, endpoint=endpoint)
+    token = _login(endpoint)
     for attempt in range(_TRIES):
         try:
             with _transport_errors(last=attempt == _TRIES - 1, passing=_BUSY):
-                found = get_hf_file_metadata(url)
+                found = get_hf_file_metadata(url, token=token)
                 tag = found.etag or ""
                 digest = tag if _SHA256.fullmatch(tag) else None
-                return Remote(url=url, size=found.size, sha256=digest, tag=tag, headers=build_hf_headers())
+                headers = build_hf_headers(token=token)
+                commit = found.commit_hash or ""
+                return Remote(url=url, size=found.size, sha256=digest, tag=tag, commit=commit, headers=headers)
         except _TryAgainError as error:
             time.sleep(error.wait or 2**attempt)
     raise SourceError("it did not answer")
+
+
+def _login(endpoint: str | None) -> bool | str | None:
+    """The user's login: for the hub that gave it, and for another only where both were named together."""
+    host = urlsplit(endpoint or _HUB).hostname or ""
+    if host == _HUB_HOST or host.endswith(f".{_HUB_HOST}"):
+        return None  # as the library finds it
+    return os.environ.get("HF_TOKEN") or False
 
 
 def fetch(remote: Remote, part: Path, progress: Progress) -> None:

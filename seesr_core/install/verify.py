@@ -27,7 +27,7 @@ def check_file(
     Args:
         path: the file.
         expected: what the manifest says.
-        announced: hash that the source announced, asked for where the manifest has none.
+        announced: hash that the source announced or that was noted before, asked for where the manifest has none.
         progress: of the hashing.
 
     Returns:
