@@ -206,6 +206,16 @@ def test_renamed_tensors_and_metadata_that_is_none(tmp_path: Path, caplog: pytes
         assert "skipped the damaged checkpoint" in caplog.text
 
 
+def test_a_checkpoint_of_an_unknown_type_of_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Found by `python -m tools.fuzz --seed 20261129 --kind checkpoint --number 113`."""
+    final(tmp_path)
+    rewritten(tmp_path / NEWEST)
+    content = (tmp_path / NEWEST).read_bytes()
+    (tmp_path / NEWEST).write_bytes(content.replace(b'"F32"', b'"F99"', 1))
+    final(tmp_path)
+    assert "unknown type 'F99'" in caplog.text
+
+
 def test_checkpoints_of_older_releases_are_taken(tmp_path: Path) -> None:
     expected = final(tmp_path)
     (tmp_path / NEWEST).unlink()

@@ -20,7 +20,7 @@ from torch import Tensor
 from seesr_core.errors import DataError, WeightsError
 from seesr_core.formats.schema import Whole, parse_json, read, read_json
 from seesr_core.formats.stream import slots_of, write_into
-from seesr_core.formats.tensorfile import Header, is_undamaged, read_header
+from seesr_core.formats.tensorfile import DTYPES, Header, is_undamaged, read_header
 from seesr_core.runtime.files import atomic_write, whole_file, write_text
 
 log = logging.getLogger(__name__)
@@ -162,6 +162,9 @@ def _read(path: Path) -> Saved:
     found = _metadata(header)
     if is_undamaged(header) is False:
         raise ValueError("its content is not what was written: some of its bytes have changed")
+    strange = sorted({spec.dtype for spec in header.tensors.values()} - DTYPES.keys())
+    if strange:
+        raise ValueError(f"its tensors are of the unknown type {strange[0]!r}")
     shapes = {name: spec.shape for name, spec in header.tensors.items()}
     return Saved(path=path, shapes=shapes, **found)
 
