@@ -222,3 +222,12 @@ def test_schema_is_what_saved_graphs_depend_on(places: Path) -> None:
         assert [entry.id for entry in schema.inputs] == [name]
         assert schema.inputs[0].options
         assert len(schema.outputs) == 1
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../../etc/passwd", "a/../../x.safetensors", "..\\x", "a\0b"])
+def test_a_workflow_cannot_name_files_outside_the_model_folders(places: Path, name: str) -> None:
+    folders, errors = plugin("nodes.folders"), plugin("seesr_core.errors")
+    (places / "x.safetensors").touch()
+    for find in (folders.control_path, folders.dape_path):
+        with pytest.raises(errors.WeightsError, match="does not name anything inside"):
+            find(name)
