@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seesr_core.dape import DAPE, Vocabulary, merge_published_lora
-from seesr_core.errors import DataError, SettingsError
+from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.ram import read_adapter, read_dape, write_dape
 from trainer.data.photos import Photo, read_photos
 from trainer.degradation.ops import resize
@@ -310,7 +310,7 @@ def test_the_published_tagger_needs_its_lists_of_tags(tmp_path: Path) -> None:
     assert vocabulary.tags_zh == ("词",) * 11
     for text in lists.iterdir():
         text.write_text(text.read_text("utf-8") + "\n0.5", "utf-8")
-    with pytest.raises(SettingsError, match=r"knows 11 tags, but .*lists names 12"):
+    with pytest.raises(WeightsError, match=r"lists has 12 tags, .* has 11: use the lists of that model"):
         read_teacher(path, lists)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seesr_core.errors import SettingsError
+from seesr_core.pictures.sizes import from_u8
 
 from ..degradation import DegradationConfig, GeneratorDraws, Pair, degrade
 from ..degradation.ops import quantize, resize
@@ -46,7 +47,7 @@ def make_pairs(
     Returns:
         RGB in [0, 1]; `lr_upsampled` is clamped.
     """
-    hr = hr_B3HW.to(device).float().div(255)
+    hr = from_u8(hr_B3HW.to(device))
     with torch.autocast(device.type, enabled=False):
         parts = [
             degrade(part, config, GeneratorDraws(seeded(*numbers, first + index * group)))
@@ -61,7 +62,7 @@ def make_pairs(
 def given_pairs(crops: Crops, step: int, count: int, *, device: torch.device) -> tuple[Pair, list[int]]:
     """Crops of photos that come with their degraded partners, and which photos they are; HR is not sharpened."""
     hr, lr, photos = crops.pairs(step, count)
-    hr, lr = (image.to(device).float().div(255) for image in (hr, lr))
+    hr, lr = (from_u8(image.to(device)) for image in (hr, lr))
     upsampled = resize(lr, "bicubic", size=hr.shape[-2:])
     return Pair(lr=lr, hr_usm=hr, lr_upsampled=quantize(upsampled.clamp(0, 1))), photos
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from seesr_core.pictures.sizes import to_u8
 from seesr_core.runtime.files import atomic_write
 
 _GAP = 4
@@ -19,7 +20,7 @@ _GAP = 4
 def save_grid(path: Path, rows: Sequence[Tensor], labels: Sequence[str] = ()) -> None:
     """Write image batches (B, 3, H, W) in [0, 1] as the rows of one PNG, each with its label at the left."""
     grid = torch.cat([torch.cat(list(row.detach().float().cpu()), dim=2) for row in rows], dim=1)
-    array = grid.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    array = to_u8(grid).permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(array)
     if labels:
         picture = _labelled(picture, [row.shape[-2] for row in rows], labels)

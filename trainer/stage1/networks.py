@@ -15,7 +15,7 @@ from seesr_core.dape import DAPE, Vocabulary
 from seesr_core.dape.lora import fuse_qkv, lora_target_modules, unfuse_qkv
 from seesr_core.errors import SettingsError
 from seesr_core.formats.detect import Kind, detect
-from seesr_core.formats.ram import read_dape, read_ram, write_adapter, write_dape
+from seesr_core.formats.ram import read_dape, read_ram_with_lists, write_adapter, write_dape
 
 from .recipes import Stage1Config
 
@@ -30,8 +30,8 @@ def read_teacher(path: Path, tag_lists: Path | None = None) -> tuple[DAPE, Vocab
     """A tagger with the names of its tags; the published file has none, so they come from `tag_lists`.
 
     Raises:
-        WeightsError: no tagger.
-        SettingsError: the published file without its tag lists, or with lists of another length.
+        WeightsError: no tagger, or lists that are missing or of another length.
+        SettingsError: the published file without its tag lists.
     """
     if detect(path).kind is not Kind.RAM:
         return read_dape(path)
@@ -40,16 +40,7 @@ def read_teacher(path: Path, tag_lists: Path | None = None) -> tuple[DAPE, Vocab
             f"{path} holds no tag names: give the folder of ram_tag_list.txt and ram_tag_list_threshold.txt "
             "(data/ of the recognize-anything repository) by --tag-lists, or convert the file first."
         )
-    chinese = tag_lists / "ram_tag_list_chinese.txt"
-    vocabulary = Vocabulary.from_text_files(
-        tag_lists / "ram_tag_list.txt",
-        tag_lists / "ram_tag_list_threshold.txt",
-        chinese if chinese.is_file() else None,
-    )
-    teacher = read_ram(path)
-    if len(vocabulary) != teacher.config.num_tags:
-        raise SettingsError(f"{path} knows {teacher.config.num_tags} tags, but {tag_lists} names {len(vocabulary)}.")
-    return teacher, vocabulary
+    return read_ram_with_lists(path, None, tag_lists)
 
 
 def add_lora(dape: DAPE, config: Stage1Config, generator: torch.Generator) -> PeftModel:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
 from seesr_core.method.losses import PromptLoss, prompt_loss
+from seesr_core.pictures.sizes import from_u8, to_u8
 
 from ..data.cache import FrozenCache, network_key
 from ..data.fingerprints import digest, drawn_from, fingerprint, same_photos
@@ -101,7 +102,7 @@ class Stage1Task:
         if not self.config.pool:
             return self._fresh(step)
         kept = self.pool.get(step, self._prepared)
-        return kept.lr.to(self.device).float().div(255), kept.hr.to(self.device).float().div(255)
+        return from_u8(kept.lr.to(self.device)), from_u8(kept.hr.to(self.device))
 
     def _fresh(self, number: int) -> tuple[Tensor, Tensor]:
         """Degraded anew, or as given with the photos."""
@@ -113,7 +114,7 @@ class Stage1Task:
 
     def _prepared(self, number: int) -> PreparedPair:
         lr, hr = self._fresh(number)
-        return PreparedPair(*(image.mul(255).round().to(torch.uint8).cpu() for image in (lr, hr)))
+        return PreparedPair(*(to_u8(image).cpu() for image in (lr, hr)))
 
     def _pool_key(self) -> str:
         """Everything that a prepared batch depends on."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seesr_core.method.schedule import alphas_cumprod, q_sample
 from seesr_core.method.text import training_text
+from seesr_core.pictures.sizes import from_u8, to_u8
 
 from ..data.cache import FrozenCache, network_key
 from ..data.crops import Crops
@@ -100,8 +101,8 @@ class Batches:
         drop = drop_u < config.null_text
         latents = prepared.latents.to(self.device)
         return Batch(
-            target=prepared.target.to(self.device).float().div(255),
-            condition=prepared.condition.to(self.device).float().div(255),
+            target=from_u8(prepared.target.to(self.device)),
+            condition=from_u8(prepared.condition.to(self.device)),
             latents=latents,
             noise=torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(self.device),
             timesteps=self._timesteps(u).to(self.device),
@@ -139,8 +140,8 @@ class Batches:
         draws = by_image(self.config.loop.seed, Stream.POSTERIOR, images=images)
         return Prepared(
             photos=torch.tensor(photos),
-            target=_to_u8(pair.hr_usm),
-            condition=_to_u8(pair.lr_upsampled),
+            target=to_u8(pair.hr_usm).cpu(),
+            condition=to_u8(pair.lr_upsampled).cpu(),
             latents=self.networks.latents(codes, draws).cpu(),
             soft_prompt=soft_prompt.cpu(),
         )
@@ -165,10 +166,6 @@ class Batches:
         given = [listed(photo.lr for photo in self.crops.photos)] if self.crops.paired else []
         photos = listed(photo.path for photo in self.crops.photos)
         return digest(repr(part).encode() for part in (settings, loop, networks, photos, *given))
-
-
-def _to_u8(image: Tensor) -> Tensor:
-    return image.mul(255).round().to(torch.uint8).cpu()
 
 
 def tag_prompts(photos: Sequence[Photo]) -> list[str]:

@@ -23,8 +23,6 @@ from ..data.order import Stream, scoped_seed
 from ..engine.adapters import add_lora
 from .recipes import Stage2Config
 
-_MUST_AGREE = ("block_out_channels", "cross_attention_dim")
-
 
 @dataclass(kw_only=True, slots=True)
 class Networks:
@@ -159,16 +157,9 @@ def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_fit(base: Base, dape: DAPE, start: ControlParts) -> None:
     """Refuse weights that do not go with the base model or the tagger."""
-    pairs = {name: (start.unet_config.get(name), base.unet_config.get(name)) for name in _MUST_AGREE}
-    pairs["width of the soft prompt"] = (start.context_dim, dape.config.token_width)
-    for name, (expected, found) in pairs.items():
-        if _plain(expected) != _plain(found):
-            raise WeightsError(
-                f"The weights to start from ({start.base or 'of an unknown base model'}) were made for {name} "
-                f"{_plain(expected)}, the base model or tagger has {_plain(found)}. Choose those that they were "
-                "trained with."
-            )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    if misfit := start.misfit(base.unet_config, dape.config.token_width):
+        name, wanted, found = misfit
+        raise WeightsError(
+            f"The weights to start from ({start.base or 'of an unknown base model'}) were made for {name} {wanted}, "
+            f"the base model or tagger has {found}. Choose those that they were trained with."
+        )

@@ -20,6 +20,7 @@ from seesr_core.errors import DataError
 from seesr_core.method.losses import noise_loss
 from seesr_core.method.text import training_text
 from seesr_core.models import Models
+from seesr_core.pictures.sizes import from_u8, to_u8
 from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 
@@ -125,9 +126,9 @@ class Validation:
 
     def _batch(self, networks: Networks, number: int, pair: ValidationPair) -> Batch:
         height, width = (max(side // _ALIGN, 1) * _ALIGN for side in pair.hr.shape[1:])
-        hr, lr = (x[None].to(networks.device).float().div(255) for x in (pair.hr, pair.lr))
+        hr, lr = (from_u8(x[None].to(networks.device)) for x in (pair.hr, pair.lr))
         large = F.interpolate(lr, hr.shape[2:], mode="bicubic").clamp(0, 1)
-        hr, condition = hr[..., :height, :width], large[..., :height, :width].mul(255).round().div(255)
+        hr, condition = hr[..., :height, :width], from_u8(to_u8(large[..., :height, :width]))
         generators = by_image(0, Stream.VALIDATION, images=[number])
         latents = networks.encode_image(hr, generators)
         return Batch(
@@ -167,7 +168,7 @@ class Validation:
         side = min(min(pair.hr.shape[1:]) for pair, _ in shown)
         large = [F.interpolate(pair.lr[None].float(), pair.hr.shape[1:], mode="nearest")[0] for pair, _ in shown]
         rows = [large, [sr for _, sr in shown], [pair.hr for pair, _ in shown]]
-        middles = [torch.stack([_middle(image, side) for image in row]).float().div(255) for row in rows]
+        middles = [from_u8(torch.stack([_middle(image, side) for image in row])) for row in rows]
         save_grid(path, middles, ("LR", "SR", "HR"))
 
 
