@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,17 @@ def test_central_squares_and_their_manifest(small_photos: Path, tmp_path: Path) 
         torch.from_numpy(pixels(small_photos / "a.png")[:, 3:67].transpose(2, 0, 1).copy()), "a.png", FAST, seed=0
     )
     assert np.array_equal(pixels(tmp_path / "out" / "LR" / "a.png"), lr.permute(1, 2, 0).numpy())
+
+
+def test_squares_are_described_in_pairs_json(small_photos: Path, made: Path, tmp_path: Path) -> None:
+    """The file that the command has always written; crops never had it."""
+    squares(small_photos, tmp_path / "out", seed=3)
+    described = json.loads((tmp_path / "out" / "pairs.json").read_text("utf-8"))
+    assert list(described) == ["seed", "hr_size", "degradation", "photos", "too_small"]
+    assert (described["seed"], described["hr_size"]) == (3, 64)
+    assert described["degradation"] == json.loads(json.dumps(asdict(FAST)))
+    assert (described["photos"], described["too_small"]) == (["a.png", "b.png"], ["small.png"])
+    assert not (made / "pairs.json").exists()
 
 
 def test_a_pair_depends_on_seed_and_name_alone(small_photos: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from seesr_core.errors import DataError
+from seesr_core.install.hashing import sha256
 from seesr_core.pictures.reading import InputPhoto, read_photo
 
 from ...data.fingerprints import digest
@@ -21,7 +22,7 @@ from ..pictures import as_picture, as_tensor, enlarge
 from .builds import Builds
 from .metrics import BY_KEY, Facts, Outcome
 from .protocols import ProtocolName, under
-from .state import Known, file_hash, key_of
+from .state import Known, key_of
 
 SR, HR, BICUBIC = "SR", "HR", "bicubic"
 Kind = Literal["sr", "hr", "lr"]
@@ -238,7 +239,7 @@ class Computation:
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            self._hashes[path] = file_hash(path)
+            self._hashes[path] = sha256(path)
         return self._hashes[path]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from seesr_core.pictures.sizes import from_u8
+
 from ...deep_features import EfficientNetLite0, distance, load_efficientnet
 
 
@@ -33,7 +35,6 @@ class DeepDistance:
     @torch.no_grad()
     def __call__(self, image_3HW: Tensor, original_3HW: Tensor) -> float:
         """The distance of two uint8 RGB pictures (3, H, W) of one size; 0 for equal ones."""
-        one, other = (
-            self.network.features(image[None].to(self.device).float() / 255.0) for image in (image_3HW, original_3HW)
-        )
+        images = (from_u8(image[None].to(self.device)) for image in (image_3HW, original_3HW))
+        one, other = (self.network.features(image) for image in images)
         return float(distance(one, other))

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seesr_core.pictures.sizes import from_u8
+
 from ...data.fingerprints import digest
 from .metrics import Facts, Metric, Outcome
 
@@ -78,7 +80,7 @@ class PyiqaBuild:
         return [_finite(value) for value in values]
 
     def _scores(self, pictures: Sequence[Tensor], originals: Sequence[Tensor]) -> list[float]:
-        batches = [torch.stack(list(images)).float() / 255.0 for images in (pictures, originals) if images]
+        batches = [from_u8(torch.stack(list(images))) for images in (pictures, originals) if images]
         with _quiet(), torch.no_grad():
             return self.metric(*batches).double().flatten().tolist()
 

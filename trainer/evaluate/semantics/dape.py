@@ -28,6 +28,7 @@ from torch import Tensor
 
 from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
 from seesr_core.errors import DataError, SettingsError
+from seesr_core.pictures.sizes import from_u8
 
 from ...data.order import Stream, seeded
 from ...data.photos import Photo, load_rgb, read_photos
@@ -169,7 +170,7 @@ def _degrade(clean: Sequence[Tensor], names: Sequence[str], repeat: int, options
 
 def tagger_input(image_3HW: Tensor, size: int) -> Tensor:
     """The tagger's input (1, 3, size, size) of a uint8 picture, as in use."""
-    return prepare(image_3HW[None].float() / 255.0, size)
+    return prepare(from_u8(image_3HW[None]), size)
 
 
 def run_tagger(tagger: DAPE, inputs: Sequence[Tensor], *, batch: int = 16) -> DAPEOutput:

@@ -25,6 +25,7 @@ from torch import Tensor
 from seesr_core.dape import DAPE, Tag, Vocabulary, prepare
 from seesr_core.dape.grounding import METHODS, Method, enlarge, ground_tokens
 from seesr_core.errors import DataError, SettingsError
+from seesr_core.pictures.sizes import from_u8
 
 from ...data.order import Stream, seeded
 from ...data.photos import Photo, load_rgb, read_photos
@@ -113,7 +114,7 @@ class _Asked:
     def alone(self, photo: Photo) -> list[Tag]:
         """Tags of a photo, looked up once."""
         if photo.path not in self._alone:
-            self._alone[photo.path] = self.look(load_rgb(photo.path).float() / 255.0)[1]
+            self._alone[photo.path] = self.look(from_u8(load_rgb(photo.path)))[1]
         return self._alone[photo.path]
 
     def ask(self, tallies: dict[Method, Tally], tokens: Tensor, places: Sequence[tuple[Tag, Tensor]]) -> None:
@@ -192,7 +193,7 @@ def collages(asked: _Asked, photos: Sequence[Photo]) -> Tallies:
     side = asked.tagger.config.swin.image_size
     for first, second in _pairs(asked, photos):
         pair = {method: Tally() for method in found}
-        left, right = (load_rgb(photo.path).float() / 255.0 for photo in (first, second))
+        left, right = (from_u8(load_rgb(photo.path)) for photo in (first, second))
         for layout in LAYOUTS:
             picture, place = collage(left, right, layout, side)
             tokens, tags = asked.look(picture)
@@ -229,7 +230,7 @@ def boxed(asked: _Asked, photos: Sequence[Photo], path: Path) -> Tallies:
     for photo in photos:
         if photo.path.stem not in annotations.sizes:
             continue
-        picture = load_rgb(photo.path).float() / 255.0
+        picture = from_u8(load_rgb(photo.path))
         tokens, tags = asked.look(picture)
         one = {method: Tally() for method in found}
         asked.ask(one, tokens, list(_boxed_tags(annotations, photo.path.stem, tags, picture)))

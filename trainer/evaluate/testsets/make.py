@@ -26,7 +26,8 @@ import tyro
 from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError
-from seesr_core.pictures.sizes import to_u8
+from seesr_core.install.hashing import sha256
+from seesr_core.pictures.sizes import from_u8, to_u8
 from seesr_core.pictures.writing import save_picture
 
 from ...data.order import Stream, seeded
@@ -34,12 +35,13 @@ from ...data.photos import Photo, load_rgb, read_photos
 from ...degradation import DegradationConfig, GeneratorDraws, degrade
 from ..pictures import as_picture, list_pictures, spread, unmatched
 from ..quality.protocols import HR_SIDE, SCALE, centre
-from ..quality.state import file_hash
 from ..report.tables import show, write_json
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+SQUARES = "pairs.json"
+"""What `degrade` writes beside the manifest: how LR was made, and which photos were taken."""
 LATENT_MULTIPLE = 32
 
 
@@ -78,7 +80,10 @@ class Options:
 
 @dataclass(kw_only=True, slots=True)
 class SquareOptions(Options):
-    """Write OUT/HR, OUT/LR (pictures of one name in both) and OUT/manifest.json: by default one square a photo."""
+    """Write OUT/HR, OUT/LR (pictures of one name in both), OUT/manifest.json and OUT/pairs.json.
+
+    By default one square a photo.
+    """
 
     hr_size: int = 288
     """Side of HR, a multiple of 32. 288 fits photos of 320 pixels and is three whole blocks of NIQE; smaller photos are
@@ -113,7 +118,7 @@ def make_testset(options: Options) -> dict[str, Any]:
     entries, sources = {}, {}
     for pair in _real_pairs(options, small) if options.lr else _degraded_pairs(options, small):
         entries[pair.name] = _write(options.out, pair)
-        sources[pair.source.name] = file_hash(pair.source)
+        sources[pair.source.name] = sha256(pair.source)
     if not entries:
         raise DataError(
             f"No photo of {options.hr} has {options.hr_size}² pixels; give larger ones or a smaller --hr-size."
@@ -128,7 +133,19 @@ def make_testset(options: Options) -> dict[str, Any]:
         "pictures": entries,
     }
     write_json(options.out / MANIFEST, manifest)
+    if isinstance(options, SquareOptions) and not options.lr:
+        write_json(options.out / SQUARES, _squares(options, manifest))
     return manifest
+
+
+def _squares(options: SquareOptions, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": options.seed,
+        "hr_size": options.hr_size,
+        "degradation": asdict(options.degradation),
+        "photos": list(manifest["sources"]),
+        "too_small": manifest["too_small"],
+    }
 
 
 def _kind(options: Options) -> str:
@@ -174,7 +191,7 @@ def _corner(image_3HW: Tensor, name: str, options: Options) -> tuple[int, int]:
 def degraded(hr_3HW: Tensor, name: str, config: DegradationConfig, *, seed: int) -> Tensor:
     """The LR picture, uint8 (3, H // scale, W // scale), of a uint8 photo (3, H, W), drawn from seed and name."""
     draws = GeneratorDraws(seeded(seed, Stream.TEST_DEGRADATION, zlib.crc32(name.encode())))
-    return to_u8(degrade(hr_3HW[None].float() / 255.0, config, draws).lr[0])
+    return to_u8(degrade(from_u8(hr_3HW[None]), config, draws).lr[0])
 
 
 def check_names(photos: Sequence[Photo]) -> None:
@@ -216,7 +233,7 @@ def _write(out: Path, pair: Pair) -> dict[str, Any]:
         path = out / kind / f"{pair.name}.png"
         save_picture(path, as_picture(image))
         pixels = hashlib.sha256(image.permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
-        entry[kind] = {"file_sha256": file_hash(path), "pixels_sha256": pixels}
+        entry[kind] = {"file_sha256": sha256(path), "pixels_sha256": pixels}
     return entry
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from seesr_core.cli import main as seesr
 from seesr_core.errors import DataError, SettingsError
+from seesr_core.install.hashing import sha256
 from seesr_core.model_files import NANO, find_model
 from seesr_core.runtime.devices import AUTO
 from seesr_core.runtime.files import atomic_write
@@ -26,7 +27,6 @@ from ..quality.compute import BICUBIC, SR
 from ..quality.metrics import METRICS, choose_metrics
 from ..quality.paper import SETS, Dataset
 from ..quality.protocols import HR_SIDE
-from ..quality.state import file_hash
 from ..report.tables import Column, markdown, show, write_json
 from .make import LATENT_MULTIPLE, SquareOptions, make_testset
 
@@ -124,7 +124,7 @@ def model_key(model: str) -> str:
     for part in parts:
         for path in sorted(part.rglob("*")) if part.is_dir() else [part]:
             if path.is_file():
-                digest.update(file_hash(path).encode())
+                digest.update(sha256(path).encode())
     return digest.hexdigest()[:_KEY]
 
 
