@@ -15,7 +15,7 @@ from seesr_core.dape.grounding import METHODS
 from seesr_core.errors import DataError
 from trainer.data.photos import Photo
 from trainer.evaluate.semantics import grounding
-from trainer.evaluate.semantics.boxes import Truth
+from trainer.evaluate.semantics.boxes import Boxes
 from trainer.evaluate.semantics.grounding import LAYOUTS, Options, Tally, box_mask, collage
 
 from .tiny_model import tagger
@@ -70,8 +70,8 @@ def test_what_counts_as_in_place() -> None:
 
 
 def test_boxes_are_scaled_to_the_picture_and_never_vanish() -> None:
-    truth = Truth(np.array([[0, 0, 50, 100], [99, 99, 99.2, 99.2]], dtype=np.float64), np.zeros(2, dtype=np.bool_))
-    mask = box_mask(truth, 10, 20, 0.1, 0.2)
+    boxes: Boxes = np.array([[0, 0, 50, 100], [99, 99, 99.2, 99.2]], dtype=np.float64)
+    mask = box_mask(boxes, 10, 20, 0.1, 0.2)
     assert mask[:, :10].all()
     assert mask.sum() == 101
 

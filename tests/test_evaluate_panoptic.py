@@ -101,6 +101,18 @@ def test_agrees_with_torchmetrics() -> None:
     assert judge.result() == pytest.approx(100 * float(other.compute()), abs=1e-4)
 
 
+def test_what_was_left_out_counts_as_in_cocos_code() -> None:
+    """Three of four pixels: IoU 3/4. torchmetrics leaves the fourth out of the union; if it no longer does, use it."""
+    truth, found = cut([[1, 1, 1, 1]], _1=CAT), cut([[1, 1, 1, 0]], _1=CAT)
+    assert quality(truth, found) == 75
+    metrics = pytest.importorskip("torchmetrics.detection", reason="torchmetrics is not installed")
+    import torch
+
+    other = metrics.PanopticQuality(things={CAT, DOG}, stuffs={SKY}, allow_unknown_preds_category=True)
+    other.update(*(torch.tensor(np.stack([part.ids_HW, part.ids_HW], -1)[None]) for part in (found, truth)))
+    assert float(other.compute()) == 1
+
+
 def test_mean_iou_by_hand() -> None:
     """Cat 2 / (3 + 2 − 2), dog 2 / (2 + 3 − 2); what is not in the truth has no part in the mean."""
     judge = MeanIoU()

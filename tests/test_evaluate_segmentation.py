@@ -16,8 +16,8 @@ from seesr_core.errors import DataError, SettingsError, WeightsError
 from trainer.evaluate.commands import main
 from trainer.evaluate.semantics import segmentation
 from trainer.evaluate.semantics.folders import Options, evaluate, table
-from trainer.evaluate.semantics.masks import why_absent
 from trainer.evaluate.semantics.panoptic import Segment, Segmented
+from trainer.evaluate.semantics.precision import why_absent
 from trainer.evaluate.semantics.segmentation import INSTANCES, PANOPTIC, SEMANTIC, Raw, Segmenter
 
 from .tiny_model import photo

@@ -16,14 +16,15 @@ from PIL import Image
 from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.ram import write_dape
 from trainer.evaluate.commands import main
-from trainer.evaluate.semantics import detection
-from trainer.evaluate.semantics.boxes import Found
-from trainer.evaluate.semantics.detection import Detector
+from trainer.evaluate.semantics import detection, folders
+from trainer.evaluate.semantics.detection import Detector, Found
 from trainer.evaluate.semantics.folders import Options, evaluate
+from trainer.evaluate.semantics.precision import why_absent
 
 from .tiny_model import photo, tagger
 
 CPU = torch.device("cpu")
+needs_coco = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
 
 
 @pytest.fixture
@@ -106,6 +107,7 @@ def test_without_photos_there_is_one_row(work: Path, capsys: pytest.CaptureFixtu
     assert "Only in --hr, left out: f." in out
 
 
+@needs_coco
 def test_a_perfect_detector_scores_100_on_what_it_sees(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {path.stem: np.asarray(Image.open(path)) for path in (work / "sr").iterdir()}
     truth = {"a": [10, 10, 30, 30], "b": [5, 5, 35, 35]}
@@ -128,6 +130,7 @@ def test_a_perfect_detector_scores_100_on_what_it_sees(work: Path, monkeypatch: 
     assert report["not_annotated"] == list("cdef")
 
 
+@needs_coco
 def test_a_transformers_detector_from_a_folder(
     work: Path, detector: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_transformers_detector_from_a_folder(
     assert "Categories that the network lacks: unicorn." in out
 
 
+@needs_coco
 def test_refusals(work: Path, detector: Path) -> None:
     with pytest.raises(SettingsError, match="--detector is judged by --annotations"):
         options(work, detector="x")
@@ -172,3 +176,9 @@ def test_refusals(work: Path, detector: Path) -> None:
         photo(64, 48).save(path)
     with pytest.raises(DataError, match="says the same of all 6 originals"):
         evaluate(options(work))
+
+
+def test_without_the_package_a_detector_is_refused_at_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "why_absent", lambda: "pycocotools is not installed")
+    with pytest.raises(SettingsError, match=r"but pycocotools is not installed: install it .* or leave out --detector"):
+        options(work, detector="x", annotations=work)

@@ -12,6 +12,7 @@ from seesr_core.formats.schema import MalformedError, Number, Within, read, read
 File = TypeVar("File")
 Id: TypeAlias = Annotated[int, Within(0, 1 << 52)]
 Side: TypeAlias = Annotated[int, Within(1, 1 << 15)]
+BOXES = "COCO annotations (JSON with images, annotations with bbox, categories)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class Picture:
     def name(self) -> str:
         """Its file name without suffix."""
         return Path(self.file_name).stem
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.width, self.height
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +130,20 @@ def read_file(kind: type[File], path: Path, what: str) -> tuple[File, Any]:
     except (OSError, MalformedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} should be {what}, but cannot be read so ({reason}).") from error
+
+
+Objects = TypeVar("Objects", bound=Instances | Masks)
+
+
+def read_objects(kind: type[Objects], what: str, path: Path) -> tuple[Objects, Any]:
+    """A file of boxes or masks, each of which belongs to a picture of the file, and the plain JSON that it is.
+
+    Raises:
+        DataError: it is something else; `what` says what it should be.
+    """
+    file, data = read_file(kind, path, what)
+    listed = {image.id for image in file.images}
+    for entry in file.annotations:
+        if entry.image_id not in listed:
+            raise DataError(f"{path} has a box of the picture {entry.image_id}, which it does not list; correct it.")
+    return file, data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,20 @@ from seesr_core.errors import DataError, WeightsError
 
 from ..pictures import as_picture
 from ..quality.compute import BICUBIC, HR, SR, Case
-from .boxes import Annotations, Found, average_precision, read_annotations, summary
+from .precision import Truths
+
+SETTINGS = "COCO box AP by pycocotools: IoU 0.50 … 0.95, 101 recalls, 100 boxes a category and picture, all sizes"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The detections of one category in one picture."""
+
+    boxes: np.ndarray
+    """Detected boxes (D, 4): left, top, right, bottom in pixels."""
+    scores: np.ndarray
+    """Scores (D,); the higher, the surer."""
+
 
 Detect = Callable[[Image.Image], dict[str, Found]]
 """Detections of a picture by the name of their category, in lower case."""
@@ -74,9 +87,9 @@ def detection(cases: Sequence[Case], annotations_path: Path, name: str, device: 
     Raises:
         SeeSRError: detector, annotations or pictures cannot be used or do not belong together.
     """
-    detector, annotations = Detector.load(name, device), read_annotations(annotations_path)
+    detector, annotations = Detector.load(name, device), Truths.read("bbox", annotations_path)
     shared = shared_categories(annotations_path, name, annotations.categories, detector.categories)
-    annotated = [case for case in cases if case.name in annotations.sizes]
+    annotated = [case for case in cases if case.name in annotations.pictures]
     if not annotated:
         raise DataError(f"{annotations_path} names none of the pictures, such as {cases[0].name}.")
     found = _detect(annotated, detector, annotations)
@@ -85,8 +98,8 @@ def detection(cases: Sequence[Case], annotations_path: Path, name: str, device: 
         "photos": len(annotated),
         "categories": len(shared),
         "unknown_categories": sorted(set(annotations.categories.values()) - set(shared.values())),
-        "not_annotated": [case.name for case in cases if case.name not in annotations.sizes],
-        "settings": "COCO: IoU 0.50 … 0.95 in steps of 0.05, 101 recalls, 100 boxes a category and picture, all sizes",
+        "not_annotated": [case.name for case in cases if case.name not in annotations.pictures],
+        "settings": SETTINGS,
         "rows": {row: _score(pictures, shared, annotations) for row, pictures in found.items()},
     }
 
@@ -120,29 +133,25 @@ def check_size(case: Case, picture_3HW: torch.Tensor, annotated: tuple[int, int]
         )
 
 
-def _detect(
-    cases: Sequence[Case], detector: Detect, annotations: Annotations
-) -> dict[str, dict[str, dict[str, Found]]]:
+def _detect(cases: Sequence[Case], detector: Detect, annotations: Truths) -> dict[str, dict[str, dict[str, Found]]]:
     """Detections by row, picture and category."""
     found: dict[str, dict[str, dict[str, Found]]] = {row: {} for row in (BICUBIC, SR, HR) if row in cases[0].rows}
     for case in cases:
         pictures = case.load("B").pictures
-        check_size(case, pictures[SR], annotations.sizes[case.name])
+        check_size(case, pictures[SR], annotations.pictures[case.name].size)
         for row, pixels in pictures.items():
             found[row][case.name] = detector(as_picture(pixels))
     return found
 
 
-def _score(
-    pictures: dict[str, dict[str, Found]], categories: dict[int, str], annotations: Annotations
-) -> dict[str, Any]:
-    nothing = Found(np.zeros((0, 4)), np.zeros(0))
-    return summary(
-        {
-            key: average_precision(
-                [annotations.truths.get((name, key)) for name in pictures],
-                [found.get(label.lower(), nothing) for found in pictures.values()],
-            )
-            for key, label in categories.items()
-        }
-    )
+def _score(pictures: dict[str, dict[str, Found]], categories: dict[int, str], annotations: Truths) -> dict[str, float]:
+    found = {name: list(_results(own, categories)) for name, own in pictures.items()}
+    return annotations.precision(list(pictures), categories, found)
+
+
+def _results(found: dict[str, Found], categories: dict[int, str]) -> Iterator[dict[str, Any]]:
+    """A picture's detections as COCO writes them: left, top, width, height."""
+    for key, label in categories.items():
+        if own := found.get(label.lower()):
+            for (left, top, right, bottom), score in zip(own.boxes.tolist(), own.scores.tolist(), strict=True):
+                yield {"bbox": [left, top, right - left, bottom - top], "score": score, "category_id": key}

@@ -32,6 +32,7 @@ from ..report.tables import Column, markdown, show, write_json
 from .dape import precision_rows, run_tagger, section, tagger_input
 from .detection import detection
 from .overview import TITLES, overview, paper_rows
+from .precision import why_absent
 from .segmentation import segmentation
 
 _COLUMNS = (
@@ -101,6 +102,11 @@ class Options:
             raise SettingsError("--annotations is for --detector or --segmenter: give one of them, too.")
         if self.detector is not None and self.annotations is None:
             raise SettingsError("--detector is judged by --annotations: give them, too.")
+        if self.detector is not None and (why := why_absent()):
+            raise SettingsError(
+                f"--detector is judged by average precision, but {why}: install it (pip install pycocotools), or leave "
+                "out --detector."
+            )
         if (self.panoptic is not None and self.segmenter is None) or (
             self.segmenter is not None and self.annotations is None and self.panoptic is None
         ):

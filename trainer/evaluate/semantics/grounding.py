@@ -32,7 +32,7 @@ from ...data.photos import Photo, load_rgb, read_photos
 from ...stage1.networks import read_teacher
 from ..report.intervals import Estimate, resamples
 from ..report.tables import Column, markdown, show, write_json
-from .boxes import Annotations, Truth, read_annotations
+from .boxes import Annotations, Boxes, read_annotations
 
 
 @dataclass(kw_only=True, slots=True)
@@ -247,15 +247,15 @@ def _boxed_tags(
     height, width = picture_3HW.shape[-2:]
     annotated_width, annotated_height = annotations.sizes[name]
     for tag in tags:
-        truth = annotations.truths.get((name, known.get(tag.name.casefold(), -1)))
-        if truth is not None:
-            yield tag, box_mask(truth, height, width, height / annotated_height, width / annotated_width)
+        boxes = annotations.boxes.get((name, known.get(tag.name.casefold(), -1)))
+        if boxes is not None:
+            yield tag, box_mask(boxes, height, width, height / annotated_height, width / annotated_width)
 
 
-def box_mask(truth: Truth, height: int, width: int, tall: float, wide: float) -> Tensor:
+def box_mask(boxes_G4: Boxes, height: int, width: int, tall: float, wide: float) -> Tensor:
     """Where any of the boxes is, (height, width) boolean; `tall` and `wide` scale them to the picture."""
     mask = torch.zeros(height, width, dtype=torch.bool)
-    for left, top, right, bottom in truth.boxes.tolist():
+    for left, top, right, bottom in boxes_G4.tolist():
         rows = slice(int(top * tall), max(round(bottom * tall), int(top * tall) + 1))
         mask[rows, int(left * wide) : max(round(right * wide), int(left * wide) + 1)] = True
     return mask

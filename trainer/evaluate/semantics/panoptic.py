@@ -140,7 +140,11 @@ class Tally:
 
 @dataclass(slots=True)
 class PanopticQuality:
-    """Panoptic quality over pictures; segments match above an IoU of one half, so at most one to one."""
+    """Panoptic quality over pictures; segments match above an IoU of one half, so at most one to one.
+
+    Not torchmetrics' (1.9): it knows no groups, and forgives pixels that no segment was found for, where COCO counts
+    them: three of four pixels found, the fourth left out, are 100 there and 75 here. Both agree on the rest.
+    """
 
     tallies: dict[int, Tally] = field(default_factory=dict)
     """Tallies by category."""

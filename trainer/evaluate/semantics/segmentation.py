@@ -15,9 +15,7 @@ from seesr_core.errors import DataError, WeightsError
 
 from ..pictures import as_picture
 from ..quality.compute import SR, Case
-from .boxes import Annotations, read_annotations
 from .detection import check_size, shared_categories
-from .masks import encode, mask_precision, why_absent
 from .panoptic import (
     VOID,
     Ids,
@@ -28,6 +26,7 @@ from .panoptic import (
     Segmented,
     read_panoptic,
 )
+from .precision import Truths, encode, why_absent
 
 INSTANCES, PANOPTIC, SEMANTIC = "instances", "panoptic segments", "class maps"
 SETTINGS: Mapping[str, str] = {
@@ -198,7 +197,7 @@ class Segmentation:
     """Name of the segmenter."""
     segmenter: Judged
     """The segmenter."""
-    instances: tuple[_Truth, Annotations] | None = None
+    instances: tuple[_Truth, Truths] | None = None
     """Truth and annotations for AP."""
     panoptic: tuple[_Truth, PanopticAnnotations] | None = None
     """Truth and annotations for PQ and mIoU."""
@@ -231,8 +230,8 @@ class Segmentation:
 
     def _add(self, case: Case) -> None:
         pictures = case.load("B").pictures
-        if self.instances and case.name in self.instances[1].sizes:
-            check_size(case, pictures[SR], self.instances[1].sizes[case.name])
+        if self.instances and case.name in self.instances[1].pictures:
+            check_size(case, pictures[SR], self.instances[1].pictures[case.name].size)
         truth = self.panoptic[1].read(case.name) if self.panoptic and case.name in self.panoptic[1].files else None
         if truth is not None:
             height, width = truth.ids_HW.shape
@@ -256,8 +255,8 @@ class Segmentation:
         found = {"pq": row.quality.result(), "miou": row.iou.result()}
         figures = {key: value for key, value in found.items() if value is not None and key not in self.absent}
         if self.instances:
-            truth = self.instances[0]
-            precision = mask_precision(truth.path, sorted(row.instances), truth.categories, row.instances)
+            shared, truths = self.instances
+            precision = truths.precision(sorted(row.instances), shared.categories, row.instances)
             figures |= {f"{key}_masks": value for key, value in precision.items()}
         return figures
 
@@ -310,8 +309,8 @@ def segmentation(
             absent[figure] = why_absent()
     work = Segmentation(name=name, segmenter=segmenter, absent=absent)
     if annotations is not None and "ap_masks" not in absent:
-        read = read_annotations(annotations)
-        truth = _Truth.of(annotations, name, read.categories, set(read.sizes), segmenter.names)
+        read = Truths.read("segm", annotations)
+        truth = _Truth.of(annotations, name, read.categories, set(read.pictures), segmenter.names)
         work.instances = truth, read
     if panoptic is not None:
         masks = read_panoptic(panoptic, panoptic_masks)
