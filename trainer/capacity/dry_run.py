@@ -164,14 +164,20 @@ def cost_of_pass(loss: Callable[[], Any], parameters: Iterable[Tensor]) -> tuple
         if parameter.requires_grad:  # gradients that are there already are added to, and not counted
             parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    counting = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
-    with LiveBytes([*parameters, *gradients]) as memory, counting as counter:
-        result = loss()
-        if isinstance(result, Tensor) and result.requires_grad:
-            result.backward()
+    # One after the other: torch's counter of operations keeps tensors alive that a pass lets go.
+    with LiveBytes([*parameters, *gradients]) as memory:
+        _there_and_back(loss)
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        _there_and_back(loss)
     for parameter in parameters:
         parameter.grad = None
     return memory.peak, counter.get_total_flops()
+
+
+def _there_and_back(loss: Callable[[], Any]) -> None:
+    result = loss()
+    if isinstance(result, Tensor) and result.requires_grad:
+        result.backward()
 
 
 def _timed_step(task: Task, config: LoopConfig, trained: Iterable[nn.Parameter]) -> float:
