@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..seesr_core.errors import SettingsError
-from .host import checks
+from .host import checks, presets
 from .host.areas import cut_areas
 from .host.conds import Conditioning, join_conditioning
 from .host.control import KEY as CONTROL_KEY
@@ -19,7 +19,7 @@ from .host.control import attach_control, check_run
 from .host.local import TileSoftPrompt, attach_tile_soft_prompts, check_tile_texts, split_soft_prompts
 from .host.rca import attach_rca
 from .host.regions import attach_regions
-from .schema import ADVANCED, ModelType, SoftPromptType, make_schema, view_channels_first
+from .schema import ModelType, SoftPromptType, folded, make_schema, view_channels_first
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -50,8 +50,8 @@ class SeeSRApply(io.ComfyNode):
                 io.Image.Input("image", tooltip="The upscaled photo, from SeeSR Prepare Image."),
                 _amount("strength", 1.0, 10.0, "How much the ControlNet steers towards the photo; 0 leaves it out."),
                 _amount("rca_strength", 1.0, 10.0, "How much both networks heed the soft prompt; 0: not at all."),
-                _amount("start_percent", 0.0, 1.0, "Share of the sampling after which both begin.", folded=True),
-                _amount("end_percent", 1.0, 1.0, "Share of the sampling after which both end.", folded=True),
+                folded(_amount("start_percent", 0.0, 1.0, "Share of the sampling after which both begin.")),
+                folded(_amount("end_percent", 1.0, 1.0, "Share of the sampling after which both end.")),
             ],
             outputs=[
                 io.Model.Output(display_name="model", is_output_list=True, tooltip="The model with RCA."),
@@ -123,7 +123,9 @@ def apply_seesr(
         for given, name in ((positive, "positive"), (negative, "negative"))
     ]
     check_tile_texts(prompts, hint_B3HW.shape[-2:])
-    patched = attach_rca(model.clone(), seesr_model.rca, soft_prompt_BLD, strength=rca_strength, window=window)
+    patched = model.clone()
+    patched.set_attachments(presets.ATTACHMENT, seesr_model.defaults)
+    patched = attach_rca(patched, seesr_model.rca, soft_prompt_BLD, strength=rca_strength, window=window)
     attach_tile_soft_prompts(patched, tile_soft_prompt, hint_B3HW.shape[-2:])
     attach_regions(patched, prompts)
     _guard_control(patched, attached=strength != 0)
@@ -143,12 +145,9 @@ def _guard_control(model: ModelPatcher, *, attached: bool) -> None:
             model.add_wrapper_with_key(kind, CONTROL_KEY, wrapper)
 
 
-def _amount(name: str, default: float, most: float, tooltip: str, *, folded: bool = False) -> io.Float.Input:
+def _amount(name: str, default: float, most: float, tooltip: str) -> io.Float.Input:
     step = 0.001 if most == 1.0 else 0.01
-    entry = io.Float.Input(name, default=default, min=0.0, max=most, step=step, tooltip=tooltip)
-    if folded:
-        entry.extra_dict = ADVANCED
-    return entry
+    return io.Float.Input(name, default=default, min=0.0, max=most, step=step, tooltip=tooltip)
 
 
 def _share(values: list[Any], counts: list[int], name: str) -> list[list[Any]]:

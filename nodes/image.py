@@ -23,11 +23,12 @@ from ..seesr_core.pictures.sizes import (
     to_pil,
     to_u8,
 )
+from ..seesr_core.pictures.target import TargetSize
 from ..seesr_core.settings import MAX_SCALE, UpscaleSettings
 from .host.report import warn_on_node
 from .schema import (
-    ADVANCED,
     channels_first,
+    folded,
     make_schema,
     require_finite,
     unit_range,
@@ -50,6 +51,34 @@ def scale_input() -> io.Float.Input:
     )
 
 
+def to_input() -> io.String.Input:
+    """The result's size in words."""
+    return io.String.Input(
+        "to",
+        default="",
+        optional=True,
+        tooltip="The result's size, in place of scale: 3840 or 4k (longer side), 1080p (shorter side), 12MP, 1920x1080 "
+        "(fits inside), 1920x1080 crop (fills it). Empty: scale.",
+    )
+
+
+def scale_for(image_BHWC: Tensor, scale: float, to: str) -> float:
+    """`scale`, or what `to` means for photos of this size.
+
+    Raises:
+        SettingsError: `to` is no size. ImageError: no pictures.
+    """
+    return TargetSize.parse(to).scale_for(_size_of(view_channels_first(image_BHWC))) if to.strip() else scale
+
+
+def cut_images(image_BHWC: Tensor, to: str) -> Tensor:
+    """What `to` keeps of finished pictures: the middle where it fills a size, else all."""
+    if not to.strip():
+        return image_BHWC
+    left, top, right, bottom = TargetSize.parse(to).box((image_BHWC.shape[2], image_BHWC.shape[1]))
+    return image_BHWC[:, top:bottom, left:right]
+
+
 def color_fix_input() -> io.Combo.Input:
     """How the result gets the photo's colours."""
     return io.Combo.Input(
@@ -67,16 +96,17 @@ class SeeSRPrepareImage(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        min_size = io.Int.Input(
-            "min_size",
-            default=512,
-            min=0,
-            max=4096,
-            step=8,
-            tooltip="A photo whose upscaled shorter side would be below this many pixels is enlarged more first; "
-            "SeeSR Finish Image reduces the result again.",
+        min_size = folded(
+            io.Int.Input(
+                "min_size",
+                default=512,
+                min=0,
+                max=4096,
+                step=8,
+                tooltip="A photo whose upscaled shorter side would be below this many pixels is enlarged more first; "
+                "SeeSR Finish Image reduces the result again.",
+            )
         )
-        min_size.extra_dict = ADVANCED
         return make_schema(
             node_id="SeeSRPrepareImage",
             display_name="SeeSR Prepare Image",
@@ -87,14 +117,15 @@ class SeeSRPrepareImage(io.ComfyNode):
                 io.Image.Input("image", tooltip="The photo at its own, low resolution."),
                 scale_input(),
                 min_size,
+                to_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The upscaled photo (“prepared”).")],
         )
 
     @classmethod
-    def execute(cls, image: Tensor, scale: float, min_size: int) -> io.NodeOutput:
+    def execute(cls, image: Tensor, scale: float, min_size: int, to: str = "") -> io.NodeOutput:
         """One prepared picture per photo."""
-        return io.NodeOutput(prepare_images(image, scale=scale, min_size=min_size))
+        return io.NodeOutput(prepare_images(image, scale=scale_for(image, scale, to), min_size=min_size))
 
 
 class SeeSRFinishImage(io.ComfyNode):
@@ -115,22 +146,24 @@ class SeeSRFinishImage(io.ComfyNode):
                 io.Image.Input("lr_image", tooltip="The photo itself; its size × scale is the size of the result."),
                 scale_input(),
                 color_fix_input(),
+                to_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The finished picture.")],
         )
 
     @classmethod
-    def check_lazy_status(cls, prepared: Tensor, lr_image: Tensor, scale: float, **_: Any) -> list[str]:
+    def check_lazy_status(cls, prepared: Tensor, lr_image: Tensor, scale: float, to: str = "", **_: Any) -> list[str]:
         """Ask for the decoded picture only once the others fit together: before anything is sampled."""
-        check_pair(prepared, lr_image, scale)
+        check_pair(prepared, lr_image, scale_for(lr_image, scale, to))
         return ["image"]
 
     @classmethod
     def execute(
-        cls, image: Tensor, prepared: Tensor, lr_image: Tensor, scale: float, color_fix: ColorFix
+        cls, image: Tensor, prepared: Tensor, lr_image: Tensor, scale: float, color_fix: ColorFix, to: str = ""
     ) -> io.NodeOutput:
         """One finished picture per decoded one."""
-        return io.NodeOutput(finish_images(image, prepared, lr_image, scale=scale, color_fix=color_fix))
+        scale = scale_for(lr_image, scale, to)
+        return io.NodeOutput(cut_images(finish_images(image, prepared, lr_image, scale=scale, color_fix=color_fix), to))
 
 
 def prepare_images(image_BHWC: Tensor, *, scale: float, min_size: int) -> Tensor:

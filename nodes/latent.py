@@ -11,6 +11,7 @@ from torch import Tensor
 from ..seesr_core.method.schedule import LAST_TIMESTEP, SPACINGS, TRAIN_TIMESTEPS, Spacing, timesteps
 from .host.noise import LRENoise
 from .host.noise_levels import NoiseLevels
+from .host.presets import CUSTOM, model_defaults, preset_input, sampling_values
 from .host.vae import encode_image
 from .schema import make_schema
 
@@ -109,17 +110,24 @@ class SeeSRScheduler(io.ComfyNode):
                     tooltip="leading: as published (50 steps: 981, 961 … 1). trailing: begins at the very end of the "
                     "training schedule (2 steps: 999, 499), as SD-turbo was trained.",
                 ),
-                start_timestep_input("Timesteps above this one are left out; give SeeSR Latent Init the same number."),
+                start_timestep_input("Timesteps above this one are left out."),
+                preset_input("steps, spacing and start_timestep", default=CUSTOM),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="Falling noise levels, the last one 0.")],
         )
 
     @classmethod
     def execute(
-        cls, model: Any, steps: int = 50, spacing: Spacing = "leading", start_timestep: int = LAST_TIMESTEP
+        cls,
+        model: Any,
+        steps: int = 50,
+        spacing: Spacing = "leading",
+        start_timestep: int = LAST_TIMESTEP,
+        preset: str = CUSTOM,
     ) -> io.NodeOutput:
         """SIGMAS."""
-        return io.NodeOutput(schedule_sigmas(model, steps=steps, spacing=spacing, start_timestep=start_timestep))
+        given = {"steps": steps, "spacing": spacing, "start_timestep": start_timestep}
+        return io.NodeOutput(schedule_sigmas(model, **sampling_values(preset, model_defaults(model), given)))
 
 
 def schedule_sigmas(

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..seesr_core.dape.vocabulary import SEPARATOR
+from ..seesr_core.dape.vocabulary import SEPARATOR, split_words
 from ..seesr_core.errors import SettingsError
 from ..seesr_core.pictures.overlay import draw_tiles
 from ..seesr_core.tiling.grid import PIXELS_PER_CELL, Tile
@@ -19,7 +19,7 @@ from .host.conds import join_tokens
 from .host.local import TEXT, TileSoftPrompt
 from .host.text import encode_text
 from .host.tiling.tiles import TileSettings
-from .prompts import added_prompt_input, compose_text, excluded
+from .prompts import added_prompt_input, compose_text
 from .regions import as_image, as_picture
 from .schema import DAPEType, SoftPromptType, channels_first, make_schema, unit_range
 from .tiled import overlap_input, tile_size_input
@@ -195,7 +195,7 @@ def read_tiles(
         parts = dape.read_parts([photo_part(photos, tile, height, width).movedim(1, -1) for tile in tiles])
 
     def names(logits_BN: Tensor) -> list[list[str]]:
-        chosen = dape.vocabulary.select(logits_BN, threshold=threshold, exclude=excluded(exclude))
+        chosen = dape.vocabulary.select(logits_BN, threshold=threshold, exclude=split_words(exclude))
         return [[tag.name for tag in tags] for tags in chosen]
 
     own = [names(part.logits_BN) for part in parts]

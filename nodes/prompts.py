@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..seesr_core.dape.vocabulary import Language
+from ..seesr_core.dape.vocabulary import Language, split_words
 from ..seesr_core.method.text import compose_prompt
 from ..seesr_core.settings import UpscaleSettings
 from .host.report import warn_on_node
@@ -35,17 +35,8 @@ class SeeSRExtractTags(io.ComfyNode):
             inputs=[
                 DAPEType.Input("dape", tooltip="The tagger, from SeeSR Load DAPE."),
                 io.Image.Input("image", tooltip="The photo at its own, low resolution, not the upscaled one."),
-                io.Float.Input(
-                    "threshold",
-                    default=1.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="Factor on every tag's own threshold: below 1 finds more tags, above 1 fewer.",
-                ),
-                io.String.Input(
-                    "exclude", default="", tooltip="Tags never to use, separated by commas, in English or Chinese."
-                ),
+                threshold_input(),
+                exclude_input(),
                 io.Combo.Input(
                     "language",
                     options=["en", "zh"],
@@ -119,12 +110,34 @@ class SeeSRSoftPrompt(io.ComfyNode):
         return io.NodeOutput(dape.read(image).tokens_BLD)
 
 
+def threshold_input(*, optional: bool = False) -> io.Float.Input:
+    """How sure the tagger must be."""
+    return io.Float.Input(
+        "threshold",
+        default=1.0,
+        min=0.0,
+        max=10.0,
+        step=0.01,
+        optional=optional,
+        tooltip="Factor on every tag's own threshold: below 1 finds more tags, above 1 fewer.",
+    )
+
+
+def exclude_input(*, optional: bool = False) -> io.String.Input:
+    """Tags that are not wanted."""
+    return io.String.Input(
+        "exclude",
+        default="",
+        optional=optional,
+        tooltip="Tags never to use, separated by commas, in English or Chinese.",
+    )
+
+
 def added_prompt_input() -> io.String.Input:
     """The words that always follow."""
     return io.String.Input(
         "added_prompt",
         default=_PUBLISHED.added_prompt,
-        multiline=True,
         tooltip="Words that always follow: what a good photo is.",
     )
 
@@ -136,16 +149,11 @@ def extract_tags(
     lines = dape.vocabulary.prompt_tags(
         dape.read(image_BHWC).logits_BN,
         threshold=threshold,
-        exclude=excluded(exclude),
+        exclude=split_words(exclude),
         language=language,
     )
     warn_without_tags(lines, "SeeSR Extract Tags")
     return lines
-
-
-def excluded(text: str) -> list[str]:
-    """Words separated by commas of either script."""
-    return [word for word in text.replace("，", ",").split(",") if word.strip()]
 
 
 def warn_without_tags(lines: Sequence[str], node: str) -> None:

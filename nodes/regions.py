@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..seesr_core.dape import Tag
-from ..seesr_core.dape.vocabulary import SEPARATOR, Language
+from ..seesr_core.dape.vocabulary import SEPARATOR, Language, split_words
 from ..seesr_core.errors import SettingsError
 from ..seesr_core.method.regions import check_masks, number_tokens, tag_spans
 from ..seesr_core.pictures.overlay import draw_regions
 from .host.regions import KEY, RegionPrompt
 from .host.report import warn_on_node
 from .host.text import encode_text, token_counter
-from .prompts import added_prompt_input, compose_text, excluded, warn_without_tags
+from .prompts import added_prompt_input, compose_text, warn_without_tags
 from .schema import DAPEType, channels_first, make_schema
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class SeeSRGroundTags(io.ComfyNode):
         """Tags, masks and preview of every picture."""
         reading = dape.read(image)
         chosen = dape.vocabulary.select(
-            reading.logits_BN, threshold=threshold, exclude=excluded(exclude), language=language
+            reading.logits_BN, threshold=threshold, exclude=split_words(exclude), language=language
         )
         lines = [SEPARATOR.join(tag.name for tag in tags) for tags in chosen]
         warn_without_tags(lines, "SeeSR Ground Tags")

@@ -28,6 +28,12 @@ ADVANCED: dict[str, Any] = {"advanced": True}
 """`extra_dict` of an input that newer hosts fold away; older ones know no such argument and ignore the entry."""
 
 
+def folded(entry: Any) -> Any:
+    """The same input, folded away by newer hosts until someone asks for more."""
+    entry.extra_dict = ADVANCED
+    return entry
+
+
 def make_schema(**given: Any) -> io.Schema:
     """An `io.Schema` in our category of whatever this host's schema knows; an unknown keyword would drop the plugin.
 
@@ -52,7 +58,12 @@ def view_channels_first(image_BHWC: Tensor) -> Tensor:
     Raises:
         ImageError: not a batch of colour pictures.
     """
-    if image_BHWC.ndim != 4 or image_BHWC.shape[3] < 3 or 0 in image_BHWC.shape:
+    if image_BHWC.ndim == 4 and 0 in image_BHWC.shape:
+        raise ImageError(
+            f"The IMAGE is empty, {tuple(image_BHWC.shape)} of pictures, height, width and channels: expected at least "
+            "one picture of one pixel. Look at the node that made it, such as a batch of which nothing is left."
+        )
+    if image_BHWC.ndim != 4 or image_BHWC.shape[3] < 3:
         raise ImageError(
             f"Expected an IMAGE of shape (batch, height, width, 3), found {tuple(image_BHWC.shape)}; "
             "connect a node that gives colour pictures, such as Load Image."

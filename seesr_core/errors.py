@@ -4,6 +4,15 @@
 class SeeSRError(Exception):
     """Base of everything this project raises on purpose; the command line prints its message as one line."""
 
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        # ComfyUI imports a plugin under the path of its folder and tells the module of an error's type to everybody.
+        cls.__module__ = _MODULE
+
+
+_MODULE = "seesr_core.errors"
+SeeSRError.__module__ = _MODULE
+
 
 class ImageError(SeeSRError):
     """A picture that cannot be read, processed or written."""

@@ -21,12 +21,9 @@ from .formats.tensorfile import read_header
 from .model_files import NANO, GivenFiles, ModelFiles, TaggerFiles, find_model, find_tagger
 from .runtime.devices import AUTO, choose_device, choose_dtype
 from .runtime.memory import require_memory
-from .settings import UpscaleSettings
+from .settings import PRESETS, UpscaleSettings
 
 log = logging.getLogger(__name__)
-
-_TURBO: Mapping[str, Any] = {"steps": 2, "cfg": 1.0, "spacing": "trailing"}
-"""Sampling of SD-turbo, told by the spacing in its scheduler file."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -177,8 +174,8 @@ def _place(module: Any, device: torch.device, dtype: torch.dtype | None = None) 
 
 
 def base_defaults(base: Base) -> dict[str, Any]:
-    """Sampling defaults that a base model brings by itself: SD-turbo's few steps, or none."""
-    return dict(_TURBO) if base.scheduler.get("timestep_spacing") == "trailing" else {}
+    """Sampling defaults that a base model brings by itself: SD-turbo's few steps, told by its scheduler, or none."""
+    return dict(PRESETS["turbo"]) if base.scheduler.get("timestep_spacing") == "trailing" else {}
 
 
 def _defaults(path: Path, base: Base, control: ControlParts) -> dict[str, Any]:

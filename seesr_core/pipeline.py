@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .dape import Tag, prepare
+from .dape.vocabulary import split_words
 from .errors import ImageError
 from .method.denoiser import Denoiser
 from .method.guidance import FaithfulDenoiser
@@ -90,8 +91,8 @@ class SeeSRPipeline:
             ImageError: no photos, or photos of several sizes.
             ResourceError: too little memory, told before the work begins.
         """
-        settings = settings or self.settings()
         lr_photos = _same_size(photos)
+        settings = (settings or self.settings()).for_photo(lr_photos[0].size)
         sizes = prepare_size(*lr_photos[0].size, scale=settings.scale, min_size=settings.min_size)
         require_resources(self.models, settings, sizes, batch=len(lr_photos))
         with one_sentence_when_exhausted("choose smaller tiles or a smaller scale, or close other programs"):
@@ -116,9 +117,9 @@ class SeeSRPipeline:
             decoded = self.decode(latent, settings)
         with meter.phase("finish"):
             images = self.finish(decoded, prepared, sizes, settings)
-        common = self._report(sizes, settings, meter)
+        common = self._report(replace(sizes, final=settings.result_size(sizes.lr)), settings, meter)
         return [
-            Result(image=image, report=common.of_photo(i, tags, text))
+            Result(image=settings.cut(image), report=common.of_photo(i, tags, text))
             for i, (image, tags, text) in enumerate(zip(images, prompts.tags, texts, strict=True))
         ]
 
@@ -129,7 +130,8 @@ class SeeSRPipeline:
         size = dape.config.swin.image_size
         inputs = torch.cat([prepare(to_tensor(photo), size) for photo in photos])
         tokens, logits = dape(inputs.to(self.models.device))
-        tags = self.models.vocabulary.select(logits, threshold=settings.threshold)
+        exclude = split_words(settings.exclude)
+        tags = self.models.vocabulary.select(logits, threshold=settings.threshold, exclude=exclude)
         return Prompts(tags=tags, soft_prompt=tokens.float().cpu())
 
     def compose(self, prompts: Prompts, settings: UpscaleSettings) -> list[str]:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from PIL.Image import Image
 
 from .errors import SettingsError
 from .method.color import COLOR_FIXES, ColorFix
 from .method.guidance import SPATIAL_GUIDANCE, SpatialGuidance
 from .method.sampling import SOLVERS, START_POINTS, Solver, StartPoint
 from .method.schedule import LAST_TIMESTEP, SPACINGS, Spacing, timesteps
-from .pictures.sizes import MULTIPLE
+from .pictures.sizes import MULTIPLE, Size, final_size
+from .pictures.target import TargetSize
 from .tiling.grid import LAYOUTS, Layout
 from .tiling.prompts import LOCAL_PROMPTS, LocalPrompts
 
 MAX_SCALE = 64.0
 MAX_SEED = 2**63 - 1
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "fast": {"steps": 20, "solver": "dpmpp_2m"},
+    "turbo": {"steps": 2, "cfg": 1.0, "spacing": "trailing"},
+}
+"""Named ways to sample, each over the published one: "turbo" is for SD-turbo as the base model."""
+SAMPLING = ("steps", "cfg", "solver", "spacing", "start_timestep", "color_fix")
+"""Settings that a preset decides on, and that a model file may bring its own values for."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -76,6 +88,10 @@ class UpscaleSettings:
     """"auto" guides only where some tag is."""
     fidelity: float = 0.0
     """How near the result stays to the photo, 0 to 1; 0 leaves the model free."""
+    exclude: str = ""
+    """Tags never to use, separated by commas."""
+    to: str = ""
+    """The result's size in words, see `pictures.target`; replaces `scale` photo by photo. Empty: `scale` it is."""
 
     def __post_init__(self) -> None:
         try:
@@ -101,7 +117,25 @@ class UpscaleSettings:
             if length % MULTIPLE:
                 raise SettingsError(f"The {name} must be a multiple of {MULTIPLE} pixels, not {length}.")
 
+    def for_photo(self, size: Size) -> UpscaleSettings:
+        """These settings for a photo of (width, height) pixels: with the scale that `to` means for it.
+
+        Raises:
+            SettingsError: that scale is out of range.
+        """
+        return replace(self, scale=TargetSize.parse(self.to).scale_for(size)) if self.to else self
+
+    def result_size(self, size: Size) -> Size:
+        """(width, height) of the result of a photo of (width, height) pixels."""
+        return TargetSize.parse(self.to).result_size(size) if self.to else final_size(size, self.scale)
+
+    def cut(self, picture: Image) -> Image:
+        """What `to` keeps of a scaled photo."""
+        return TargetSize.parse(self.to).cut(picture) if self.to else picture
+
     def _check_choices(self) -> None:
+        if self.to:
+            TargetSize.parse(self.to)
         _one_of("start", self.start, START_POINTS)
         _one_of("solver", self.solver, SOLVERS)
         _one_of("spacing", self.spacing, SPACINGS)
@@ -129,6 +163,17 @@ class UpscaleSettings:
             # A model's own start timestep speaks of the LR start.
             given["start_timestep"] = LAST_TIMESTEP
         return cls(**{**defaults, **given})
+
+    @classmethod
+    def preset(cls, name: str) -> dict[str, Any]:
+        """The values of `SAMPLING` in a named preset.
+
+        Raises:
+            SettingsError: no such preset.
+        """
+        _one_of("preset", name, tuple(PRESETS))
+        published = cls()
+        return {setting: PRESETS[name].get(setting, getattr(published, setting)) for setting in SAMPLING}
 
     def denoised_timesteps(self) -> list[int]:
         """The timesteps that are run, falling."""

@@ -76,6 +76,132 @@ def test_the_same_command_gives_the_same_file(model: Path, source: Path, tmp_pat
     assert first.read_bytes() != other.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("to", "size"), [("100", (100, 80)), ("60p", (75, 60)), ("90x90", (90, 72)), ("90x90 crop", (90, 90))]
+)
+def test_a_result_of_a_wished_size(to: str, size: tuple[int, int], model: Path, source: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    assert run(model, source, tmp_path / "result.png", "--to", to, "--json", report) == 0
+    with Image.open(tmp_path / "result.png") as result:
+        assert result.size == size
+    assert json.loads(report.read_text())["sizes"]["final"] == list(size)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Three photos, one in a folder of its own and one in a hidden one."""
+    place = tmp_path / "tree"
+    for name in ("a.jpg", "deep/b.webp", ".cache/c.png"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        photo(8, 8).save(place / name)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["a.png"]),
+        (("--recursive",), ["a.png", "deep/b.png"]),
+        (("--recursive", "--format", "same"), ["a.jpg", "deep/b.webp"]),
+        (("--format", "webp", "--suffix", "_4x"), ["a_4x.webp"]),
+    ],
+)
+def test_names_of_results(
+    options: tuple[str, ...], expected: list[str], model: Path, tree: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run(model, tree, out, *options) == 0
+    assert names(out) == expected
+    with Image.open(out / expected[0]) as result:
+        assert result.format == {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[expected[0].rsplit(".", 1)[1]]
+
+
+def test_results_inside_the_searched_folder_are_not_photos(model: Path, tree: Path) -> None:
+    for _ in range(2):
+        assert run(model, tree, tree / "out", "--recursive") == 0
+    assert names(tree / "out") == ["a.png", "deep/b.png"]
+
+
+def test_a_pattern_is_a_folder_of_its_photos(model: Path, tree: Path, tmp_path: Path) -> None:
+    assert run(model, tree / "**" / "*.webp", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["deep/b.png"]
+
+
+def test_quality_makes_smaller_files(model: Path, source: Path, tmp_path: Path) -> None:
+    sizes = []
+    for quality in (20, 90):
+        assert run(model, source, tmp_path / f"{quality}.jpg", "--quality", quality) == 0
+        sizes.append((tmp_path / f"{quality}.jpg").stat().st_size)
+    assert sizes[0] < sizes[1]
+    assert run(model, source, tmp_path / "a.jpg", "--quality", 101) == 2
+
+
+def test_metadata_stays_unless_it_is_stripped(model: Path, source: Path, tmp_path: Path) -> None:
+    with Image.open(source) as image:
+        image.save(source, dpi=(200, 200))
+    for options, kept in (((), True), (("--strip",), False)):
+        target = tmp_path / f"{kept}.png"
+        assert run(model, source, target, *options) == 0
+        with Image.open(target) as result:
+            assert ("dpi" in result.info) is kept
+
+
+def test_several_processes_share_the_photos_out(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each photo in one process, whichever begins first; each failure told once; reports of their own."""
+    out, seen = tmp_path / "out", []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        run(model, folder, out, "--json", tmp_path / "report.json")
+        report = json.loads((tmp_path / f"report.{rank}.json").read_text())
+        seen.append({Path(entry["input"]).name: entry["status"] for entry in report["photos"]})
+    assert not seen[0].keys() & seen[1].keys()
+    assert {**seen[0], **seen[1]}.keys() == {"a.jpg", "a.png", "logo.webp", "broken.jpg", "empty.png", "film.gif"}
+    assert names(out) == ["a.jpg.png", "a.png.png", "logo.png"]
+    assert capfd.readouterr().err.count("empty.png") == 1
+
+
+def test_a_dry_run_writes_nothing(
+    model: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upscale, "load_models", None)
+    assert run(model, folder, tmp_path / "out", "--dry-run", "--to", "80") == 1  # for the three bad files
+    said = capfd.readouterr().out
+    assert "logo.png: 16×16 to 80×80 with the embedded small model: 2 steps of 1 tiles" in said
+    assert not names(tmp_path / "out")
+
+
+def test_a_pipe_of_photos(model: Path, source: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "seesr_core", "upscale", "-", "-", "--format", "webp", "--model", str(model)]
+    done = subprocess.run(
+        [*command, "--device", "cpu"], input=source.read_bytes(), capture_output=True, cwd=ROOT, check=True
+    )
+    (tmp_path / "piped.webp").write_bytes(done.stdout)
+    with Image.open(tmp_path / "piped.webp") as result:
+        assert (result.format, result.size) == ("WEBP", (80, 64))
+
+
+def test_scale_and_size_are_not_given_both(model: Path, source: Path, tmp_path: Path, capfd: Any) -> None:
+    assert run(model, source, tmp_path / "result.png", "--to", "4k", "--scale", 2) == 2
+    assert "give one of them" in capfd.readouterr().err
+
+
+def test_a_preset_lies_between_the_model_and_what_is_given(model: Path, source: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    given = ("--preset", "turbo", "--steps", 3, "--json", report)
+    assert run(model, source, tmp_path / "result.png", *given) == 0
+    settings = json.loads(report.read_text())["settings"]
+    assert (settings["steps"], settings["cfg"], settings["spacing"]) == (3, 1.0, "trailing")
+    assert settings["start_timestep"] == 999  # the model's own is 600
+    assert settings["min_size"] == 64  # no preset speaks of it: the model's own
+
+
 def test_the_report(model: Path, source: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     assert run(model, source, tmp_path / "out.png", "--scale", 2, "--cfg", 1, "--no-tags", "--json", report) == 0

@@ -28,7 +28,6 @@ from ..install.places import Target
 from ..model_files import NANO, NANO_FOLDER
 from ..runtime import cost
 from ..runtime.devices import AUTO, choose_device, choose_dtype
-from ..runtime.memory import gigabytes
 from ..settings import UpscaleSettings
 from .console import say
 from .tables import bytes_bar
@@ -103,24 +102,13 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _judge(found: cost.Prediction) -> Finding:
-    (w, h), (fw, fh) = found.sizes.lr, found.sizes.final
-    have = f" of {gigabytes(found.device.memory)}" if found.device.memory is not None else ""
-    text = (
-        f"{w}×{h} to {fw}×{fh} with {found.model}: {found.steps} steps of {found.tiles} tiles, about "
-        f"{gigabytes(found.bytes)}{have} and very roughly {_duration(found.seconds)} on {found.device.name}"
-    )
+    text = found.text()
     if found.fits:
         return Finding(level=OK, text=f"{text}.")
     mend = "a smaller --tile, a smaller --scale, or `--model nano`"
     level = PROBLEM if found.device.kind == "cpu" else NOTE
     extra = "too much for it" if level == PROBLEM else "too much to be there at once: ComfyUI moves parts in and out"
     return Finding(level=level, text=f"{text}: {extra}.", mend=mend)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(seconds, 1):.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.0f} hours"
 
 
 def _say(findings: list[Finding]) -> None:

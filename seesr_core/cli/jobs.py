@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from glob import glob
+from itertools import takewhile
 from pathlib import Path
 
 from ..errors import ImageError, SettingsError
@@ -13,6 +15,8 @@ from ..pictures.opening import suffixes_read
 from ..pictures.writing import FORMATS, check_target, check_writable
 
 FOLDER_SUFFIX = ".png"
+SAME = "same"
+"""Format of results that is the photo's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,47 @@ class UpscaleJobs:
     """Whether a folder was asked for: then one bad photo does not stop the others."""
 
 
-def plan_upscale(source: Path, target: Path, *, overwrite: bool) -> UpscaleJobs:
-    """What to upscale from `source` (photo or folder) to `target`, which is found to be writable.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Naming:
+    """How results are named, and which photos of many are this process's."""
+
+    format: str | None = None
+    """Suffix of results without its dot, or "same" for the photo's own; None: OUT's own, in a folder PNG."""
+    suffix: str = ""
+    """What follows the photo's name in the result's."""
+    recursive: bool = False
+    """Whether folders in the folder are searched, too, and made again in OUT."""
+    share: tuple[int, int] = (0, 1)
+    """Number of this process, from 0, and how many there are: each takes every so-manieth photo."""
+
+    def of(self, photo: Path, *, with_suffix: bool = False) -> str:
+        """The result's name of a photo; `with_suffix` keeps its own suffix in the middle."""
+        return f"{photo.name if with_suffix else photo.stem}{self.suffix}{self._ending(photo)}"
+
+    def _ending(self, photo: Path) -> str:
+        if self.format is None:
+            return FOLDER_SUFFIX
+        if self.format != SAME:
+            return f".{self.format}"
+        own = photo.suffix.lower()
+        return own if own in FORMATS else FOLDER_SUFFIX
+
+
+def plan_upscale(source: Path, target: Path, *, overwrite: bool, naming: Naming | None = None) -> UpscaleJobs:
+    """What to upscale from `source` (photo, folder or glob pattern) to `target`, which is found to be writable.
 
     Raises:
         ImageError: nothing to read, unknown suffix, or a result that exists.
         SettingsError: IN and OUT cannot go together.
         ResourceError: OUT cannot be written to.
     """
-    if source.is_dir():
-        return _plan_folder(source, target, overwrite=overwrite)
+    naming = naming or Naming()
+    if source.is_dir() or _is_pattern(source):
+        return _plan_folder(source, target, overwrite=overwrite, naming=naming)
     if target.is_dir():
-        target = target / f"{source.stem}{FOLDER_SUFFIX}"
+        target = target / naming.of(source)
+    elif naming.format not in (None, SAME) and target.suffix.lower() != f".{naming.format}":
+        raise SettingsError(f"OUT is {target}, but --format says {naming.format}: give one of them.")
     if target.exists():
         if source.exists() and target.samefile(source):
             raise SettingsError(f"IN and OUT are the same file, {source}: name another OUT.")
@@ -61,17 +94,39 @@ def plan_upscale(source: Path, target: Path, *, overwrite: bool) -> UpscaleJobs:
     return UpscaleJobs(jobs=[Job(source, target)])
 
 
-def _plan_folder(source: Path, target: Path, *, overwrite: bool) -> UpscaleJobs:
+def _is_pattern(source: Path) -> bool:
+    """Whether IN is a glob pattern, and no file of that very name."""
+    return any(sign in str(source) for sign in "*?[") and not source.exists()
+
+
+def _plan_folder(source: Path, target: Path, *, overwrite: bool, naming: Naming) -> UpscaleJobs:
     if target.is_file() or (target.suffix.lower() in FORMATS and not target.is_dir()):
         raise SettingsError(f"IN is a folder, so OUT must be one, too, not the file {target}.")
-    if target.is_dir() and target.samefile(source):
+    if target.is_dir() and source.is_dir() and target.samefile(source):
         raise SettingsError(f"IN and OUT are the same folder, {source}: name another OUT.")
-    photos, left_out = list_photos(source)
+    root, photos, left_out = _photos_of(source, recursive=naming.recursive, without=target)
     check_writable(target / f"result{FOLDER_SUFFIX}")
-    pairs = [Job(photo, target / name) for photo, name in zip(photos, _names(photos), strict=True)]
+    places = [photo.relative_to(root).parent for photo in photos]
+    names = _names(photos, places, naming)
+    pairs = [Job(photo, target / place / name) for photo, place, name in zip(photos, places, names, strict=True)]
+    # Shared out before anything is left out: other processes may be at work already.
+    pairs = pairs[naming.share[0] :: naming.share[1]]
     done = [job for job in pairs if job.target.exists() and not overwrite]
     jobs = [job for job in pairs if overwrite or not job.target.exists()]
     return UpscaleJobs(jobs=jobs, done=done, left_out=left_out, many=True)
+
+
+def _photos_of(source: Path, *, recursive: bool, without: Path) -> tuple[Path, list[Path], list[Path]]:
+    """The folder that photos' places count from, the photos, and other files of a folder or pattern."""
+    if source.is_dir() and not recursive:
+        return source, *list_photos(source)
+    if source.is_dir():
+        files = sorted(path for path in source.rglob("*") if without not in path.parents)
+        files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(source).parts)]
+        return source, *_sorted_out(files, source)
+    fixed = list(takewhile(lambda part: not any(sign in part for sign in "*?["), source.parts))
+    root = Path(*fixed) if fixed else Path()
+    return root, *_sorted_out(sorted(map(Path, glob(str(source), recursive=True))), source)
 
 
 def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -80,11 +135,16 @@ def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         ImageError: no pictures.
     """
+    return _sorted_out(sorted(path for path in folder.iterdir() if not path.name.startswith(".")), folder)
+
+
+def _sorted_out(paths: Iterable[Path], source: Path) -> tuple[list[Path], list[Path]]:
+    """Pictures and other files among `paths`, which come of `source`; folders are passed over."""
     suffixes = suffixes_read()
-    files = sorted(path for path in folder.iterdir() if os.path.isfile(path) and not path.name.startswith("."))
+    files = [path for path in paths if os.path.isfile(path)]
     photos = [path for path in files if not path.suffix or path.suffix.lower() in suffixes]
     if not photos:
-        raise ImageError(f"{folder} holds no pictures: expected at least one, such as photo.jpg or photo.png.")
+        raise ImageError(f"{source} holds no pictures: expected at least one, such as photo.jpg or photo.png.")
     return photos, [path for path in files if path not in photos]
 
 
@@ -106,8 +166,8 @@ def _require_exists(source: Path) -> None:
         raise ImageError(f"{source} does not exist: expected a picture or a folder of pictures.")
 
 
-def _names(photos: Iterable[Path]) -> list[str]:
+def _names(photos: Sequence[Path], places: Sequence[Path], naming: Naming) -> list[str]:
     """Names of the results; photos that differ in their suffix alone keep it, so that none takes the other's place."""
-    photos = list(photos)
-    counts = Counter(photo.stem.casefold() for photo in photos)
-    return [f"{photo.name if counts[photo.stem.casefold()] > 1 else photo.stem}{FOLDER_SUFFIX}" for photo in photos]
+    plain = [(place, naming.of(photo).casefold()) for photo, place in zip(photos, places, strict=True)]
+    counts = Counter(plain)
+    return [naming.of(photo, with_suffix=counts[key] > 1) for photo, key in zip(photos, plain, strict=True)]

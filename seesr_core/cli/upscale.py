@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,24 +22,30 @@ from ..method.sampling import SOLVERS, START_POINTS
 from ..method.schedule import SPACINGS
 from ..model_files import NANO, GivenFiles
 from ..models import load_models
-from ..pictures.reading import InputPhoto, read_photo
-from ..pictures.sizes import final_size
+from ..pictures.opening import open_picture
+from ..pictures.reading import InputPhoto, read_photo, upright_size
 from ..pictures.writing import check_fits, check_writable, save_picture
 from ..pipeline import SeeSRPipeline
 from ..report import Report
-from ..runtime.devices import AUTO, DTYPES
+from ..runtime import cost
+from ..runtime.devices import AUTO, DTYPES, choose_device, choose_dtype
 from ..runtime.files import write_text
-from ..settings import UpscaleSettings
+from ..settings import PRESETS, UpscaleSettings
 from ..tiling.grid import LAYOUTS
 from ..tiling.prompts import LOCAL_PROMPTS
 from .console import is_terminal, progress_bar, say
 from .failures import Failures
-from .jobs import Job, UpscaleJobs, plan_upscale
+from .jobs import SAME, Job, Naming, UpscaleJobs, plan_upscale
 
 log = logging.getLogger(__name__)
 
+STREAM = "-"
+"""IN or OUT that stands for standard input or output."""
+_FORMATS = (SAME, "png", "jpg", "webp", "avif", "tif")
+
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--scale", {"type": float, "metavar": "X", "help": "result size over photo size (4)"}),
+    ("--to", {"metavar": "SIZE", "help": "result size: 3840 or 4k (longer side), 1080p (shorter), 12MP, 1920x1080"}),
     ("--steps", {"type": int, "metavar": "N", "help": "steps of the whole schedule"}),
     ("--cfg", {"type": float, "metavar": "C", "help": "guidance scale; 1 is off and twice as fast"}),
     ("--seed", {"type": int, "metavar": "S", "help": "the same seed gives the same result (0)"}),
@@ -52,6 +63,7 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--added-prompt", {"metavar": "TEXT", "help": "words that always follow"}),
     ("--negative", {"metavar": "TEXT", "help": "what to lead away from"}),
     ("--no-tags", {"dest": "use_tags", "action": "store_false", "help": "leave the tags out of the prompt"}),
+    ("--exclude", {"metavar": "TAGS", "help": "tags never to use, separated by commas"}),
     ("--threshold", {"type": float, "metavar": "X", "help": "factor on every tag's own threshold (1)"}),
     ("--control-scale", {"type": float, "metavar": "X", "help": "strength of the ControlNet (1)"}),
     ("--rca-scale", {"type": float, "metavar": "X", "help": "strength of the soft prompt (1)"}),
@@ -66,17 +78,39 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Give the command its description and options."""
     parser.description = (
-        "Upscale a photo, or all photos of a folder; photos whose result exists are skipped in a folder."
+        "Upscale a photo, or all photos of a folder or glob pattern; of many, those whose result exists are skipped. "
+        "Started by `accelerate launch` or torchrun, several processes share them out."
     )
-    parser.add_argument("source", metavar="IN", type=Path, help="photo or folder")
-    parser.add_argument("target", metavar="OUT", type=Path, help="file (.png .jpg .webp .tif) or folder (gets .png)")
+    parser.add_argument(
+        "source", metavar="IN", type=Path, help="photo, folder, pattern in quotes, or - (standard input)"
+    )
+    parser.add_argument(
+        "target", metavar="OUT", type=Path, help="file (.png .jpg .webp .avif .tif), folder, or - (standard output)"
+    )
     settings = parser.add_argument_group("how (defaults come with the model)")
     for flag, options in _OPTIONS:
         settings.add_argument(flag, default=argparse.SUPPRESS, **options)
+    settings.add_argument("--preset", choices=PRESETS, help="named steps, guidance and sampler (the model's own)")
     add_common_options(parser)
     parser.add_argument("--dtype", default=AUTO, choices=(AUTO, *DTYPES), help="precision of the networks")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    _add_file_options(parser.add_argument_group("files"))
+    parser.add_argument("--dry-run", action="store_true", help="tell what it would do, with memory and time, and stop")
     parser.add_argument("--json", type=Path, metavar="REPORT", help="write a report: tags, sizes, seconds, memory")
+
+
+def _add_file_options(group: Any) -> None:
+    group.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    group.add_argument("--format", choices=_FORMATS, help="of results in a folder; same: the photo's own (png)")
+    group.add_argument("--quality", type=_quality, metavar="N", help="1 to 100, of JPEG (95), WebP (95), AVIF (90)")
+    group.add_argument("--suffix", default="", metavar="TEXT", help="what follows the photo's name in the result's")
+    group.add_argument("--recursive", action="store_true", help="folders in the folder, too")
+    group.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, resolution and texts of the photo")
+
+
+def _quality(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 100):
+        raise argparse.ArgumentTypeError(f"expected 1 to 100, not {text!r}")
+    return int(text)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -98,14 +132,54 @@ def given_files(arguments: argparse.Namespace) -> GivenFiles:
 
 def run(arguments: argparse.Namespace) -> int:
     """Execute the command; returns the exit code."""
-    plan = plan_upscale(arguments.source, arguments.target, overwrite=arguments.overwrite)
+    with streamed(arguments):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    naming = Naming(
+        format=arguments.format, suffix=arguments.suffix, recursive=arguments.recursive, share=process_share()
+    )
+    plan = plan_upscale(arguments.source, arguments.target, overwrite=arguments.overwrite, naming=naming)
+    arguments.json = _own_report(arguments.json, naming.share) if plan.many else arguments.json
     _check_report(arguments.json)
     batch = _Batch(arguments=arguments, plan=plan, failures=Failures(keep_going=plan.many))
+    if arguments.dry_run:
+        batch.predict()
+        return batch.failures.list(len(plan.jobs))
     try:
         batch.run()
     finally:
         batch.write_report()
     return batch.failures.list(len(plan.jobs) + len(plan.done))
+
+
+def process_share() -> tuple[int, int]:
+    """Number of this process and how many there are, as `accelerate launch` and torchrun tell it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _own_report(path: Path | None, share: tuple[int, int]) -> Path | None:
+    """Each of several processes writes its own report."""
+    return path if path is None or share[1] == 1 else path.with_name(f"{path.stem}.{share[0]}{path.suffix}")
+
+
+@contextmanager
+def streamed(arguments: argparse.Namespace) -> Iterator[None]:
+    """Inside, "-" for IN and OUT are files; afterwards OUT's goes to standard output."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if str(arguments.source) == STREAM:
+            arguments.source = folder / "standard-input"
+            arguments.source.write_bytes(sys.stdin.buffer.read())
+        to_output = str(arguments.target) == STREAM
+        if to_output:
+            chosen = arguments.format if arguments.format not in (None, SAME) else "png"
+            arguments.target = folder / f"standard-output.{chosen}"
+        yield
+        if to_output and arguments.target.exists():
+            sys.stdout.buffer.write(arguments.target.read_bytes())
+            sys.stdout.buffer.flush()
 
 
 def _check_report(path: Path | None) -> None:
@@ -129,13 +203,37 @@ class _Batch:
     def pipeline(self) -> SeeSRPipeline:
         """Loaded when it is first needed: a bad photo is found sooner, and finished folders need no model."""
         given = self.arguments
-        parts = given_files(given)
-        return SeeSRPipeline(models=load_models(given.model, device=given.device, dtype=given.dtype, given=parts))
+        rank = os.environ.get("LOCAL_RANK")
+        several = given.device == AUTO and rank is not None and choose_device(AUTO).type == "cuda"
+        device = f"cuda:{rank}" if several else given.device
+        return SeeSRPipeline(
+            models=load_models(given.model, device=device, dtype=given.dtype, given=given_files(given))
+        )
 
     @cached_property
     def settings(self) -> UpscaleSettings:
+        """The model's defaults, over them the preset, over it what was given."""
+        return self.pipeline.settings(**self._given())
+
+    def _given(self) -> dict[str, Any]:
         names = {item.name for item in fields(UpscaleSettings)}
-        return self.pipeline.settings(**{k: value for k, value in vars(self.arguments).items() if k in names})
+        given = {k: value for k, value in vars(self.arguments).items() if k in names}
+        if "scale" in given and "to" in given:
+            raise SettingsError("--scale and --to both say how large the result is: give one of them.")
+        preset = UpscaleSettings.preset(self.arguments.preset) if self.arguments.preset else {}
+        return {**preset, **given}
+
+    def predict(self) -> None:
+        """Tell for every photo what it would take, and write nothing; the model's header is read, not its weights."""
+        self._announce()
+        shape, defaults = cost.of_model(self.arguments.model, given_files(self.arguments))
+        settings = UpscaleSettings.for_model(defaults, **self._given())
+        place = choose_device(self.arguments.device)
+        device = cost.this_device(place, choose_dtype(self.arguments.dtype, place))
+        for job in self.plan.jobs:
+            with self.failures.guard(job.source), open_picture(job.source) as image:
+                found = cost.predict(shape, upright_size(image), settings, device)
+                say(f"{job.source} → {job.target}: {found.text()}{'' if found.fits else '; too much for it'}.")
 
     def run(self) -> None:
         """Upscale everything that has no result yet."""
@@ -164,12 +262,15 @@ class _Batch:
 
     def _upscale(self, job: Job, photo: InputPhoto, settings: UpscaleSettings, label: str) -> None:
         pipeline = self.pipeline
-        check_fits(job.target, final_size(photo.size, settings.scale), alpha=photo.alpha is not None)
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        check_fits(job.target, settings.result_size(photo.size), alpha=photo.alpha is not None)
         with progress_bar(label) as pipeline.progress:
             result = pipeline(photo.rgb, settings)
-        save_picture(job.target, photo.like(result.image), icc=photo.icc)
+        metadata = None if self.arguments.strip else photo.metadata
+        picture = photo.like(result.image)
+        save_picture(job.target, picture, icc=photo.icc, metadata=metadata, quality=self.arguments.quality)
         self.entries.append(_entry(job, "done", notes=photo.notes, **result.report.to_dict()))
-        if is_terminal():
+        if is_terminal() and self.arguments.target.stem != "standard-output":
             say(summary(job, result.report))
 
     def write_report(self) -> None:

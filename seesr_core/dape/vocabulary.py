@@ -21,6 +21,11 @@ _MOST_BYTES = 1 << 24
 """Of a tag list; RAM's have some ten thousand."""
 
 
+def split_words(text: str) -> list[str]:
+    """The words of a list separated by commas, Chinese ones too; empty ones are passed over."""
+    return [word.strip() for word in text.replace("，", ",").split(",") if word.strip()]
+
+
 @dataclass(slots=True, frozen=True)
 class Tag:
     """A tag found in an image."""

@@ -7,7 +7,8 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import ImageError, SeeSRError
 from ..runtime.memory import require_memory
 
-FORMATS_READ = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS_READ = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read, whatever a file is called. Others are not asked: some of their readers
 start a program (Ghostscript for EPS) or take what is no picture."""
 
@@ -30,7 +31,7 @@ _MOST_PIXELS_A_BYTE = 100
 
 def suffixes_read() -> set[str]:
     """The suffixes of the formats that are read, in lower case with their dot."""
-    Image.init()
+    _init()
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS_READ}
 
 
@@ -58,9 +59,16 @@ def open_picture(path: str | os.PathLike[str], stream: IO[bytes] | None = None) 
         yield image
 
 
+def _init() -> None:
+    """Load Pillow's formats, and HEIC where the package pillow-heif is installed."""
+    Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+
+
 def _readable() -> list[str]:
     """Those of `FORMATS_READ` that this Pillow has."""
-    Image.init()
+    _init()
     return [name for name in FORMATS_READ if name in Image.OPEN]
 
 

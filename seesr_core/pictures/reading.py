@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from ..errors import ImageError
+from .metadata import Metadata, read_metadata
 from .opening import open_picture
 from .sizes import Size, as_rgb
 
@@ -29,6 +30,8 @@ class InputPhoto:
     """The file was without colour, so its result should be, too."""
     icc: bytes | None = None
     """The ICC profile that the RGB (or grey) values belong to."""
+    metadata: Metadata = field(default_factory=Metadata)
+    """What the file says beside the pixels."""
     notes: list[str] = field(default_factory=list)
     """What a person should know about the conversion."""
 
@@ -64,10 +67,18 @@ def read_photo(path: str | os.PathLike[str], *, frame: int | None = None) -> Inp
         stored = _stored_mode(image)
         image.load()
         photo = _as_photo(image, source)
+        photo.metadata = read_metadata(image)
     photo.grey |= stored.startswith("LA")  # 16-bit grey with alpha is decoded to RGBA
     if ";16" in stored:
         photo.notes.append("16 bits a channel were read; the method works on 8")
     return photo
+
+
+def upright_size(image: Image.Image) -> Size:
+    """(width, height) that an open picture will have upright; its pixels are not read."""
+    width, height = image.size
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (height, width) if turned else (width, height)
 
 
 def _choose_frame(image: Image.Image, source: Path, frame: int | None) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import ImageError, ResourceError
 from ..runtime.files import whole_file
 from ..runtime.memory import require_disk
+from .metadata import Metadata
 from .sizes import Size
 
 _SMALLEST_SHARE = 0.02
@@ -45,6 +46,7 @@ FORMATS: Mapping[str, Format] = {
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
     ".webp": Format(name="WEBP", longest_side=16383, options={"quality": 95}),
+    ".avif": Format(name="AVIF", longest_side=65536, options={"quality": 90}),
     ".tif": _TIFF,
     ".tiff": _TIFF,
 }
@@ -63,6 +65,9 @@ def format_of(path: Path) -> Format:
             f"{path} has {'the unknown suffix ' + path.suffix if path.suffix else 'no suffix'}: "
             f"expected one of {', '.join(FORMATS)}."
         )
+    Image.init()
+    if found.name not in Image.SAVE:
+        raise ImageError(f"{path}: this Pillow writes no {found.name}; choose .png, or install a newer Pillow.")
     return found
 
 
@@ -118,16 +123,34 @@ def check_fits(path: Path, size: Size, *, alpha: bool) -> None:
     require_disk(path.parent, pixels * _SMALLEST_SHARE, f"{path} ({size[0]}×{size[1]} pixels)")
 
 
-def save_picture(path: str | os.PathLike[str], picture: Image.Image, *, icc: bytes | None = None) -> None:
-    """Write `picture` in the format of the suffix, with its ICC profile, under a temporary name first.
+def save_picture(
+    path: str | os.PathLike[str],
+    picture: Image.Image,
+    *,
+    icc: bytes | None = None,
+    metadata: Metadata | None = None,
+    quality: int | None = None,
+) -> None:
+    """Write `picture` in the format of the suffix, whole or not at all.
+
+    Args:
+        path: the file.
+        picture: 8 bits a channel.
+        icc: the profile that its values belong to.
+        metadata: what goes beside it, as far as the format holds it.
+        quality: 1 to 100 for formats that lose something; None: nearly nothing.
 
     Raises:
         ImageError: no known suffix. ResourceError: the disk is full or cannot be written to.
     """
     kind = format_of(Path(path))
-    profile = {"icc_profile": icc} if icc else {}
+    options = {**kind.options, **({"icc_profile": icc} if icc else {})}
+    if quality is not None and "quality" in options:
+        options["quality"] = quality
+    if metadata is not None:
+        options |= metadata.options(kind.name, picture.size)
     # In memory first: of a disk that fills up, Pillow's encoders only say "encoder error -2".
     encoded = io.BytesIO()
-    picture.save(encoded, kind.name, **kind.options, **profile)
+    picture.save(encoded, kind.name, **options)
     with whole_file(path) as handle:
         handle.write(encoded.getbuffer())

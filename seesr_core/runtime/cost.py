@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,10 +17,13 @@ from typing import Any, cast
 import torch
 
 from ..errors import SettingsError
+from ..formats.metadata import field
+from ..formats.tensorfile import read_header
+from ..model_files import GivenFiles, find_model
 from ..models import Models
 from ..pictures.sizes import Sizes, prepare_size
 from ..settings import UpscaleSettings
-from .memory import available_memory
+from .memory import available_memory, gigabytes
 from .planning import count_tiles, estimate, tiles_of
 
 CARDS = Path(__file__).parent / "cards.json"
@@ -118,6 +121,35 @@ class Prediction:
         """Whether the device has that much memory, as far as is known."""
         return self.device.memory is None or self.bytes <= self.device.memory
 
+    def text(self) -> str:
+        """All of it in words, without a full stop."""
+        (w, h), (fw, fh) = self.sizes.lr, self.sizes.final
+        have = f" of {gigabytes(self.device.memory)}" if self.device.memory is not None else ""
+        return (
+            f"{w}×{h} to {fw}×{fh} with {self.model}: {self.steps} steps of {self.tiles} tiles, about "
+            f"{gigabytes(self.bytes)}{have} and very roughly {_duration(self.seconds)} on {self.device.name}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.0f} hours"
+
+
+def of_model(model: str | Path, given: GivenFiles | None = None) -> tuple[ModelShape, dict[str, Any]]:
+    """The shape of a model (see `models.load_models`) and the defaults that its file brings, from its header alone.
+
+    Raises:
+        WeightsError: no such model, or a damaged one.
+    """
+    path = find_model(model, given or GivenFiles()).control
+    if path.is_dir():  # the published folder
+        return FULL, {}
+    header = read_header(path).metadata
+    small = field(path, header, "config")["unet"]["block_out_channels"][0] < FULL.channels
+    return NANO if small else FULL, field(path, header, "defaults", default={})
+
 
 def predict(shape: ModelShape, lr: tuple[int, int], settings: UpscaleSettings, device: Device) -> Prediction:
     """Memory and time for one photo.
@@ -128,7 +160,8 @@ def predict(shape: ModelShape, lr: tuple[int, int], settings: UpscaleSettings, d
         settings: scale, steps, tiles and so on.
         device: where.
     """
-    sizes = prepare_size(*lr, scale=settings.scale, min_size=settings.min_size)
+    settings, final = settings.for_photo(lr), settings.result_size(lr)
+    sizes = replace(prepare_size(*lr, scale=settings.scale, min_size=settings.min_size), final=final)
     needs = estimate(_stand_in(shape, device), settings, sizes)
     weights = shape.half * device.dtype.itemsize + shape.single * 4
     pictures = max(needs.pictures, needs.held + needs.networks) if device.kind == "cpu" else needs.networks

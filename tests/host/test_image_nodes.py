@@ -122,7 +122,7 @@ NAN = torch.full((1, 120, 160, 3), float("nan"))
         ({"reference": photos(3, 120, 160)}, "prepared holds 3 pictures for 2"),
         ({"lr": photos(3)}, "lr_image holds 3 pictures for 2"),
         ({"lr": torch.zeros(2, 30, 41)}, "Expected an IMAGE"),
-        ({"image": torch.zeros(0, 120, 160, 3)}, "Expected an IMAGE"),
+        ({"image": torch.zeros(0, 120, 160, 3)}, "The IMAGE is empty"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -151,9 +151,86 @@ def test_every_setting_reaches_the_picture(nano: dict[str, Any]) -> None:
         {"sampler_name": "euler"},
         {"color_fix": "none"},
         {"tile_size": 64},
+        {"tags": "house"},
+        {"strength": 0.5},
+        {"rca_strength": 0.5},
     ]
     for change in others:
         assert not torch.equal(upscaled(nano, image, **{**guided, **change})[0], plain), change
+
+
+@pytest.mark.parametrize(
+    ("preset", "same_as"),
+    [
+        (
+            "from the model",
+            {"steps": 4, "cfg": 1.0, "sampler_name": "ddim", "start_timestep": 251, "color_fix": "wavelet"},
+        ),
+        ("turbo", {"steps": 2, "cfg": 1.0, "sampler_name": "ddpm", "start_timestep": 999, "color_fix": "adain"}),
+    ],
+)
+def test_presets_decide_on_values_left_at_their_defaults(
+    nano: dict[str, Any], preset: str, same_as: dict[str, Any]
+) -> None:
+    fresh = {"steps": 50, "cfg": 5.5, "sampler_name": "ddpm", "start_timestep": 999, "color_fix": "adain"}
+    values = plugin("nodes.host.presets").sampling_values
+    given = {"solver": fresh["sampler_name"], **{k: v for k, v in fresh.items() if k != "sampler_name"}}
+    found = values(preset, nano["seesr_model"].defaults, {**given, "spacing": "leading"})
+    assert found.pop("spacing") == ("trailing" if preset == "turbo" else "leading")
+    assert found == {"solver": same_as["sampler_name"], **{k: v for k, v in same_as.items() if k != "sampler_name"}}
+    if preset == "from the model":
+        image = photos()
+        assert torch.equal(
+            upscaled(nano, image, **fresh, preset=preset)[0], upscaled(nano, image, **same_as, preset="custom")[0]
+        )
+        changed = values(preset, nano["seesr_model"].defaults, {**given, "spacing": "leading", "steps": 7})
+        assert (changed["steps"], changed["start_timestep"]) == (7, 251)
+
+
+def test_another_colour_fix_of_the_same_run_samples_nothing(nano: dict[str, Any]) -> None:
+    image = photos()
+    upscaled(nano, image)
+    calls: list[Any] = []
+    hook = nano["model"].model.diffusion_model.register_forward_pre_hook(lambda *call: calls.append(call))
+    try:
+        found, _ = upscaled(nano, image, color_fix="adain")
+        assert not calls
+        upscaled(nano, image, seed=77)
+        assert calls
+        calls.clear()
+        upscaled(nano, image.clone(), seed=77)
+        assert calls, "another photo"
+    finally:
+        hook.remove()
+    plugin("nodes.upscale")._last.clear()
+    assert torch.equal(found, upscaled(nano, image, color_fix="adain")[0])
+
+
+def test_tags_can_be_given_and_left_out(nano: dict[str, Any]) -> None:
+    image = photos()
+    read, tags = upscaled(nano, image)
+    assert upscaled(nano, image, tags="a red house")[1] == ["a red house"]
+    same, _ = upscaled(nano, image, tags=tags[0])
+    assert torch.equal(same, read)
+    first = tags[0].split(", ")[0]
+    assert first not in upscaled(nano, image, exclude=first)[1][0].split(", ")
+
+
+def test_transparency_and_a_wished_size(nano: dict[str, Any]) -> None:
+    image = torch.cat([photos(), photos(seed=5)[..., :1]], dim=-1)
+    assert upscaled(nano, image, to="60x60 crop")[0].shape == (1, 60, 60, 4)
+    assert upscaled(nano, image, to="52")[0].shape == (1, 36, 52, 4)
+
+
+def test_the_node_tells_its_phases_and_the_tags(nano: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(plugin("nodes.host.report"), "_show", shown.append)
+    _, tags = upscaled(nano, photos(seed=8))
+    for phase in ("1 of 4: reading the tags", "2 of 4: encoding", "3 of 4: sampling", "4 of 4: decoding"):
+        assert any(phase in text for text in shown)
+    assert f"tags: {tags[0]}" in shown[-1]
+    assert "26×18 to 104×72" in shown[-1]
+    assert "2 steps of 1 tiles" in shown[-1]
 
 
 def test_model_is_left_as_it_was(nano: dict[str, Any]) -> None:
@@ -208,7 +285,7 @@ class OtherVAE:
     ("changes", "message"),
     [
         ({"image": torch.full((1, 18, 26, 3), float("nan"))}, "photo holds values that are no numbers"),
-        ({"image": torch.zeros(0, 18, 26, 3)}, "Expected an IMAGE"),
+        ({"image": torch.zeros(0, 18, 26, 3)}, "The IMAGE is empty"),
         ({"vae": OtherVAE()}, "Expected a VAE that makes pictures 8 times smaller with 4 channels.*16 channels"),
         ({"tile_size": 100}, "tile_size must be a multiple of 8"),
         ({"overlap": 768}, "overlap .* must be less than tile_size"),
@@ -306,8 +383,15 @@ def test_fidelity_keeps_the_result_nearer_to_the_photo(nano: dict[str, Any]) -> 
 
 
 CONTRACT: dict[str, dict[str, Any]] = {
-    "image.SeeSRPrepareImage": {"image": ..., "scale": 4.0, "min_size": 512},
-    "image.SeeSRFinishImage": {"image": ..., "prepared": ..., "lr_image": ..., "scale": 4.0, "color_fix": "adain"},
+    "image.SeeSRPrepareImage": {"image": ..., "scale": 4.0, "min_size": 512, "to": ""},
+    "image.SeeSRFinishImage": {
+        "image": ...,
+        "prepared": ...,
+        "lr_image": ...,
+        "scale": 4.0,
+        "color_fix": "adain",
+        "to": "",
+    },
     "prompts.SeeSRExtractTags": {"dape": ..., "image": ..., "threshold": 1.0, "exclude": "", "language": "en"},
     "prompts.SeeSRPrompt": {"tags": ..., "prompt": "", "added_prompt": ADDED},
     "prompts.SeeSRSoftPrompt": {"dape": ..., "image": ...},
@@ -327,6 +411,13 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "color_fix": "adain",
         "local_prompts": "off",
         "fidelity": 0.0,
+        "preset": "from the model",
+        "to": "",
+        "tags": "",
+        "exclude": "",
+        "threshold": 1.0,
+        "strength": 1.0,
+        "rca_strength": 1.0,
     },
     "regions.SeeSRGroundTags": {"dape": ..., "image": ..., "threshold": 1.0, "exclude": "", "language": "en"},
     "regions.SeeSRRegionPrompt": {
