@@ -9,8 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import SettingsError, WeightsError
 from ..formats.detect import Kind
+from ..formats.metadata import field
+from ..formats.tensorfile import read_header
 from ..install.doctor import (
     NOTE,
     OK,
@@ -84,7 +86,7 @@ def _predict(arguments: argparse.Namespace, files: list[ModelFile]) -> cost.Pred
     control = [entry.seen for entry in files if entry.seen and entry.kind == Kind.CONTROL.value]
     small = [seen for seen in control if seen.sizes.get("channels") != _FULL_CHANNELS]
     shape = cost.NANO if small and len(small) == len(control) else cost.FULL
-    defaults: Mapping[str, Any] = json.loads(small[0].metadata.get("defaults", "{}")) if shape is cost.NANO else {}
+    defaults = _defaults(small[0].path) if shape is cost.NANO else {}
     given = {name: getattr(arguments, name) for name in ("scale", "steps", "tile")}
     settings = UpscaleSettings.for_model(
         defaults, **{name: value for name, value in given.items() if value is not None}
@@ -92,6 +94,16 @@ def _predict(arguments: argparse.Namespace, files: list[ModelFile]) -> cost.Pred
     place = choose_device(AUTO)
     device = cost.this_device(place, choose_dtype(AUTO, place)) if arguments.card is None else cost.card(arguments.card)
     return cost.predict(shape, _size(arguments.size), settings, device)
+
+
+def _defaults(path: Path) -> Mapping[str, Any]:
+    """The sampling defaults of a SeeSR file; none where they cannot be used, of which loading it will tell."""
+    try:
+        found: dict[str, Any] = field(path, read_header(path).metadata, "defaults", dict, {})
+        UpscaleSettings.for_model(found)
+    except (SettingsError, WeightsError):
+        return {}
+    return found
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -96,7 +96,16 @@ def test_a_member_of_absurd_size(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize(
-    "line", ["[" * 100_000, '{"file": 3}', '{"file": "a", "tags": [1]}', '{"file": "a\\u0000b"}', "9" * 5000]
+    "line",
+    [
+        "[" * 100_000,
+        '{"file": 3}',
+        '{"file": "a", "tags": [1]}',
+        '{"file": "a\\u0000b"}',
+        "9" * 5000,
+        '{"file": "a", "shard": "x.tar", "offset": -1, "size": 3}',
+        '{"file": "a", "shard": "x.tar", "offset": 0, "size": 99999999999999}',
+    ],
 )
 def test_lines_of_a_list(tmp_path: Path, line: str) -> None:
     with pytest.raises(DataError, match=r"photos\.jsonl:1"):

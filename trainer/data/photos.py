@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from seesr_core.errors import DataError, ImageError, ResourceError
-from seesr_core.formats.schema import MalformedError, Within, parse_json, read
+from seesr_core.formats.schema import MalformedError, Whole, Within, parse_json, read
 from seesr_core.pictures.opening import open_picture
 from seesr_core.runtime.files import read_text
 
@@ -149,8 +149,8 @@ class _Line:
     lr: str | None = None
     tags: list[str] | None = None
     shard: str | None = None
-    offset: int | None = None
-    size: int | None = None
+    offset: Whole | None = None
+    size: Annotated[int, Within(1, 1 << 30)] | None = None
 
 
 def _read_line(source: Path, number: int, line: str) -> Photo:

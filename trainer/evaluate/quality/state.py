@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from seesr_core.errors import ResourceError
+from seesr_core.formats.schema import parse_json
+from seesr_core.runtime.files import read_text
 
 from .metrics import Outcome
 
@@ -36,9 +38,9 @@ class Known:
         """Take in what all processes have written so far; a line that was cut off by an interruption is passed over."""
         pattern = f"{glob.escape(self._report.stem)}.figures-*.jsonl"
         for path in sorted(self._report.parent.glob(pattern)):
-            for line in path.read_text("utf-8", errors="replace").splitlines():
+            for line in read_text(path, errors="replace").splitlines():
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     self._outcomes[entry["key"]] = Outcome(entry["value"], entry["why"])
                 except (ValueError, KeyError, TypeError):
                     continue
