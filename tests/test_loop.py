@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from seesr_core.errors import DataError, SettingsError
 from trainer.data.order import seeded
-from trainer.engine.loop import flat, train
+from trainer.engine.identity import flat
+from trainer.engine.loop import train
 from trainer.engine.loop_config import LoopConfig
 from trainer.engine.optimizers import build_optimizer
 

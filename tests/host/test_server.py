@@ -27,6 +27,11 @@ NODES = (
     "SeeSRTileModel",
     "SeeSRFinishImage",
     "SeeSRUpscale",
+    "SeeSRGroundTags",
+    "SeeSRRegionPrompt",
+    "SeeSRTilePrompts",
+    "SeeSRSpatialGuidance",
+    "SeeSRFidelity",
 )
 LARGER = "seesr_larger.png"
 MIRRORED = "seesr_test_mirrored.png"

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,7 @@ from ..data.order import Stream, scoped_seed
 from .checkpoints import Checkpoints, Saved
 from .distribution import Pass, gathered, make_accelerator
 from .dropout import DropoutByImage
+from .identity import check_same_run
 from .journal import Figures, Journal, Progress, RunningMeans, write_run
 from .lock import Watch, held, leave
 from .loop_config import LoopConfig
@@ -335,67 +336,13 @@ def _weights(parameters: Mapping[str, Tensor], average: Mapping[str, Tensor]) ->
             parameters[name].data.copy_(tensor)
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names, so that a difference between runs is named by the one setting it is in."""
-    result: dict[str, Any] = {}
-    for name, value in settings.items():
-        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return result
-
-
-_MAY_CHANGE = {
-    "steps",
-    "accumulation",
-    "cache_pairs",
-    "cache_teacher",
-    "cache_texts",
-    "compile",
-    "compile_backend",
-    "device",
-    "keep_best",
-    "keep_last",
-    "log_every",
-    "max_skipped",
-    "sample_every",
-    "save_every",
-    "timeout",
-    "validation_cfg",
-    "validation_color_fix",
-    "validation_solver",
-    "validation_start",
-    "validation_steps",
-    "wandb",
-    "workers",
-}
-_NOT_RECORDED = {"tags", "lr", "mixture"}
-"""Facts that older checkpoints do not have; they are compared where they are known."""
-_DEFAULTS = {field.name: field.default for field in fields(LoopConfig) if field.default is not MISSING}
-
-
 def _resume(checkpoints: Checkpoints, state: State, facts: Mapping[str, Any]) -> Saved | None:
     """Load the newest whole checkpoint, if there is any."""
     saved = checkpoints.newest_whole()
     if saved is None:
         return None
-    _check_same_run(checkpoints.folder, saved.facts, facts)
+    check_same_run(checkpoints.folder, saved.facts, facts)
     state.check(saved.shapes, saved.path)
     state.load(saved.tensors())
     log.info("resuming %s at step %d", checkpoints.folder, saved.step)
     return saved
-
-
-def _check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse another run's checkpoint; a setting that was not yet there when it was written had its default."""
-    before = {**_DEFAULTS, **before}
-    names = sorted((set(before) | set(now)) - _MAY_CHANGE - (_NOT_RECORDED - set(before)))
-    pairs = {name: (_plain(before.get(name)), now.get(name)) for name in names}
-    changed = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new]
-    if changed:
-        raise DataError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); use another folder for this."
-        )
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value

@@ -29,7 +29,7 @@ from ..data.order import Stream, seeded
 from ..data.pairs import check_groups, check_returns, given_pairs, make_crops, make_pairs
 from ..data.photos import Photo
 from ..data.pool import Pool, PreparedPair
-from ..engine.loop import flat
+from ..engine.identity import flat
 from ..engine.processes import refuse_sharded_adapters
 from .networks import add_lora
 from .recipes import Stage1Config

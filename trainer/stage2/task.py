@@ -27,8 +27,8 @@ from ..data.crops import Crops
 from ..data.fingerprints import digest, drawn_from, fingerprint, listed
 from ..data.pairs import check_groups
 from ..data.photos import Photo
+from ..engine.identity import flat
 from ..engine.journal import Figures, Total
-from ..engine.loop import flat
 from ..engine.processes import refuse_sharded_adapters
 from ..engine.samples import save_grid
 from .batches import Batch, Batches
