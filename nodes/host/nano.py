@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ...seesr_core.errors import WeightsError
-from ...seesr_core.formats.sd import TEXT_JSON, TokenizerFiles, pack_text, read_base, unpack_text
+from ...seesr_core.formats.sd import SD_LATENT_SCALE, TEXT_JSON, TokenizerFiles, pack_text, read_base, unpack_text
 from ...seesr_core.model_files import NANO_FOLDER
 
 EMBEDDED = NANO_FOLDER / "checkpoints" / "seesr-nano.safetensors"
@@ -34,6 +34,11 @@ _STORED = "cond_stage_model."
 _TOKENS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 _NOT_STORED = (f"{_CLIP}transformer.text_projection.weight", f"{_CLIP}logit_scale")
 _SD2_CHANNELS = 320
+_SD_LATENTS = 4
+
+_MEANS = {0: [0.3447, 0.3447, 0.3447], 12: [0.1717, -0.0453, -0.217], 15: [0.084, -0.0634, 0.1061]}
+CODE_RGB = [_MEANS.get(channel, [0.0] * 3) for channel in range(16)]
+"""What each latent channel adds to red, green and blue of the live preview: those that hold a cell's mean colour do."""
 
 
 def register() -> None:
@@ -45,7 +50,7 @@ def register() -> None:
 
 
 class NanoLatent(comfy.latent_formats.SD15):
-    """Latents of the small model's own autoencoder; what the host's live previews make of them."""
+    """Latents of the first release's autoencoder, four channels; what the host's live previews make of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,13 +66,23 @@ class NanoLatent(comfy.latent_formats.SD15):
         self.taesd_decoder_name = None
 
 
+class CosineLatent(comfy.latent_formats.LatentFormat):  # type: ignore[misc] # the host's classes have no types
+    """The small model's cosine code of 8×8 pixels, see `trainer.nano.dct`.
+
+    The scale is that of SD's latents, which `vae_scale` in the file takes back; so one file layout serves both.
+    """
+
+    latent_channels = len(CODE_RGB)
+    scale_factor = SD_LATENT_SCALE
+    latent_rgb_factors = CODE_RGB
+
+
 class SeeSRNano(comfy.supported_models.SD20):
-    """SD 2 with fewer channels and a text encoder of its own."""
+    """SD 2 with fewer channels, a text encoder of its own and, since its second release, latents of its own."""
 
     latent_format = NanoLatent
 
     unet_config = {  # noqa: RUF012 - the host's own form
-        "in_channels": 4,
         "use_linear_in_transformer": True,
         "adm_in_channels": None,
         "use_temporal_attention": False,
@@ -78,12 +93,20 @@ class SeeSRNano(comfy.supported_models.SD20):
         """Whether U-Net and text encoder are a small model's: narrower than SD's, of one text width."""
         if state_dict is None or _TOKENS not in state_dict or not super().matches(unet_config):
             return False
+        if unet_config["in_channels"] not in (_SD_LATENTS, CosineLatent.latent_channels):
+            return False
         width = state_dict[_TOKENS].shape[1]
         return unet_config["model_channels"] < _SD2_CHANNELS and unet_config.get("context_dim") == width
 
     def __init__(self, unet_config: dict[str, Any]) -> None:
         super().__init__(unet_config)
         self.memory_usage_factor = unet_config["model_channels"] / _SD2_CHANNELS
+        if unet_config["in_channels"] != _SD_LATENTS:
+            self.latent_format = CosineLatent()
+
+    def inpaint_model(self) -> bool:
+        """Never; the host takes more than four input channels for a picture and its mask."""
+        return False
 
     def model_type(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> Any:
         """The small model predicts noise; SD 2's test for v-prediction reads weights that it does not have."""

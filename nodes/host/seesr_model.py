@@ -50,6 +50,11 @@ class SeeSRModel:
     """The ControlNet; to be copied for each use (`prepared`)."""
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that it was trained on."""
+        return int(self.unet_config["in_channels"])
+
+    @property
     def text_dim(self) -> int:
         """Width of the text states."""
         return int(self.unet_config["cross_attention_dim"])

@@ -13,7 +13,6 @@ from ...seesr_core.tiling.autoencoder import decode_tiled, encode_tiled
 from ..schema import channels_first, require_finite, view_channels_first
 
 PIXELS_PER_CELL = 8
-_CHANNELS = 4
 LARGE_PIXELS = 1536 * 1536
 """Pictures with more pixels are encoded and decoded in tiles."""
 TILE_PX = 1024
@@ -27,14 +26,15 @@ def encode_image(model: Any, vae: Any, image_BHWC: Tensor) -> Tensor:
         ImageError: sides that are no multiples of 8, no colour picture, or values that are not numbers.
         SettingsError: the autoencoder makes other latents than the model takes.
     """
-    check_vae(vae)
+    channels = model.get_model_object("latent_format").latent_channels
+    check_vae(vae, channels)
     height, width = _checked_size(image_BHWC)
     pixels_BHWC = channels_first(image_BHWC).movedim(1, -1)
     if height * width > LARGE_PIXELS:
         samples = encode_tiled(_InTiles(vae), pixels_BHWC.movedim(-1, 1), tile_px=TILE_PX)
     else:
         samples = vae.encode(pixels_BHWC)
-    _check_latents(model, samples, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL))
+    _check_latents(samples, (channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL))
     return samples
 
 
@@ -44,7 +44,7 @@ def decode_latent(vae: Any, samples: Tensor) -> Tensor:
     Raises:
         SettingsError: an autoencoder of another kind.
     """
-    check_vae(vae)
+    check_vae(vae, samples.shape[1])
     height, width = samples.shape[-2:]
     if height * width * PIXELS_PER_CELL**2 <= LARGE_PIXELS:
         return vae.decode(samples)
@@ -76,14 +76,14 @@ class _InTiles(nn.Module):
         return SimpleNamespace(sample=self._vae.decode(latents_BChw).movedim(-1, 1))
 
 
-def check_vae(vae: Any) -> None:
-    """Raise SettingsError unless the autoencoder makes four channels of pictures an eighth as wide and high."""
+def check_vae(vae: Any, channels: int) -> None:
+    """Raise SettingsError unless the autoencoder makes so many channels of pictures an eighth as wide and high."""
     # Other plugins' autoencoders may lack what the host's have; the shape of their latents tells later.
     factor = getattr(vae, "spacial_compression_encode", lambda: PIXELS_PER_CELL)()
-    found = (getattr(vae, "latent_channels", _CHANNELS), factor, getattr(vae, "latent_dim", 2))
-    if found != (_CHANNELS, PIXELS_PER_CELL, 2):
+    found = (getattr(vae, "latent_channels", channels), factor, getattr(vae, "latent_dim", 2))
+    if found != (channels, PIXELS_PER_CELL, 2):
         raise SettingsError(
-            f"Expected a VAE that makes pictures {PIXELS_PER_CELL} times smaller with {_CHANNELS} channels, found one "
+            f"Expected a VAE that makes pictures {PIXELS_PER_CELL} times smaller with {channels} channels, found one "
             f"that makes {found[2]}-dimensional latents {found[1]} times smaller with {found[0]} channels; connect the "
             "VAE of the model's own checkpoint."
         )
@@ -100,11 +100,10 @@ def _checked_size(image_BHWC: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def _check_latents(model: Any, samples: Tensor, size: tuple[int, int]) -> None:
-    channels = model.get_model_object("latent_format").latent_channels
-    if samples.ndim != 4 or samples.shape[1:] != (channels, *size):
+def _check_latents(samples: Tensor, size: tuple[int, int, int]) -> None:
+    if samples.ndim != 4 or samples.shape[1:] != size:
         raise SettingsError(
-            f"The VAE makes latents of shape {tuple(samples.shape[1:])}, the MODEL takes {(channels, *size)}; connect "
+            f"The VAE makes latents of shape {tuple(samples.shape[1:])}, the MODEL takes {size}; connect "
             "the VAE of the model's own checkpoint."
         )
     require_finite(

@@ -175,7 +175,7 @@ def write_base(path: str | os.PathLike[str], parts: BaseParts, *, dtype: torch.d
         ResourceError: the disk is full or cannot be written to.
     """
     check_host_can_read(parts.unet_config)
-    _check_tiny_autoencoder(parts.vae_config)
+    _check_tiny_autoencoder(parts.vae_config, latent_channels=parts.unet_config["in_channels"])
     tensors = {f"{UNET}{key}": t for key, t in unet_to_ldm(parts.unet_state, parts.unet_config).items()}
     tensors |= {f"{VAE}{key}": t for key, t in taesd_to_ldm(parts.vae_state).items()}
     tensors |= {f"{TEXT}{key}": t for key, t in parts.text_state.items()}
@@ -212,7 +212,11 @@ def _parts(path: str | os.PathLike[str], header: Header) -> BaseParts:
     return BaseParts(
         unet_config=unet_config,
         unet_state=unet_from_ldm(unet, unet_config),
-        vae_config={"_class_name": "AutoencoderTiny", "scaling_factor": round(SD_LATENT_SCALE / scale, 6)},
+        vae_config={
+            "_class_name": "AutoencoderTiny",
+            "latent_channels": unet_config["in_channels"],
+            "scaling_factor": round(SD_LATENT_SCALE / scale, 6),
+        },
         vae_state=taesd_from_ldm(vae),
         text_config={
             **metadata.field(path, header.metadata, "text_config", configs.TextEncoder),
@@ -298,16 +302,17 @@ def _saved_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
     return model["vocab"], [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
 
 
-def _check_tiny_autoencoder(config: Mapping[str, Any]) -> None:
-    """Readers of single files build TAESD with fixed widths and depths.
+def _check_tiny_autoencoder(config: Mapping[str, Any], *, latent_channels: int) -> None:
+    """Readers of single files build TAESD with fixed widths and depths, of as many latent channels as its weights have.
 
     Raises:
-        SettingsError: another autoencoder.
+        SettingsError: another autoencoder, or one of other latents than the U-Net's.
     """
     widths = {width for side in ("encoder", "decoder") for width in config.get(f"{side}_block_out_channels", ())}
     depths = {name: tuple(config.get(name, ())) for name in _TINY_DEPTHS}
-    if widths != {_TINY_WIDTH} or depths != _TINY_DEPTHS or config.get("latent_channels") != 4:
+    if widths != {_TINY_WIDTH} or depths != _TINY_DEPTHS or config.get("latent_channels") != latent_channels:
         raise SettingsError(
-            f"A single file takes an autoencoder of TAESD's sizes ({_TINY_WIDTH} channels, {_TINY_DEPTHS}, 4 latent "
-            f"channels); found channels {sorted(widths)}, {depths}, {config.get('latent_channels')} latent channels."
+            f"A single file takes an autoencoder of TAESD's sizes ({_TINY_WIDTH} channels, {_TINY_DEPTHS}) and of the "
+            f"U-Net's {latent_channels} latent channels; found channels {sorted(widths)}, {depths}, "
+            f"{config.get('latent_channels')} latent channels."
         )

@@ -79,7 +79,7 @@ def tokenizer_files(sd: Any) -> Any:
     return sd.TokenizerFiles(vocab=vocab, merges=["a b</w>"], config={**special, "model_max_length": 77})
 
 
-def write_small_base(path: Path) -> None:
+def write_small_base(path: Path, *, latent_channels: int = 4) -> None:
     """Write the file with the plugin's own writer; names and shapes are those of the host's classes."""
     import comfy.clip_model
     import comfy.ops
@@ -87,15 +87,16 @@ def write_small_base(path: Path) -> None:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     sd, ldm = plugin("seesr_core.formats.sd"), plugin("seesr_core.formats.ldm")
-    entries = plugin("nodes.host.keys").host_config(UNET)
-    unet = UNetModel(**entries, out_channels=4, operations=comfy.ops.manual_cast)
+    unet_config = {**UNET, "in_channels": latent_channels, "out_channels": latent_channels}
+    entries = plugin("nodes.host.keys").host_config(unet_config)
+    unet = UNetModel(**entries, out_channels=latent_channels, operations=comfy.ops.manual_cast)
     text = plugin("nodes.host.nano")._TextModel(TEXT, torch.float32, "cpu", comfy.ops.manual_cast)
     text_state = {key: value for key, value in text.state_dict().items() if key.startswith("text_model.")}
-    vae = comfy.taesd.taesd.TAESD().state_dict()
+    vae = comfy.taesd.taesd.TAESD(latent_channels=latent_channels).state_dict()
     parts = sd.BaseParts(
-        unet_config=UNET,
-        unet_state=ldm.unet_from_ldm(draw_all(unet.state_dict()), UNET),
-        vae_config=VAE,
+        unet_config=unet_config,
+        unet_state=ldm.unet_from_ldm(draw_all(unet.state_dict()), unet_config),
+        vae_config={**VAE, "latent_channels": latent_channels},
         vae_state=ldm.taesd_from_ldm(draw_all({key: value for key, value in vae.items() if "taesd" in key})),
         text_config=TEXT,
         text_state=draw_all(text_state),

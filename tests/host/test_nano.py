@@ -118,6 +118,36 @@ def test_autoencoder_scale_is_taken_back(shipped: tuple[Any, Any, Any]) -> None:
     torch.testing.assert_close(seen_by_unet, plain, atol=1e-5, rtol=1e-5)
 
 
+def test_a_file_of_sixteen_latent_channels_brings_its_own_latents(tmp_path: Path) -> None:
+    import comfy.sd
+
+    path, nano = tmp_path / "sixteen.safetensors", plugin("nodes.host.nano")
+    write_small_base(path, latent_channels=16)
+    model, clip, vae = load(path)
+    latents = model.get_model_object("latent_format")
+    assert isinstance(latents, nano.CosineLatent)
+    assert (latents.latent_channels, vae.latent_channels, len(latents.latent_rgb_factors)) == (16, 16, 16)
+    # The host takes U-Nets of more than four input channels for inpainting ones, and would give them a mask.
+    assert model.model.concat_keys == ()
+    picture = small_inputs()[1]
+    with torch.no_grad():
+        plain = vae.first_stage_model.taesd_encoder(picture)
+        eps = model.model.diffusion_model(plain, torch.tensor([TIMESTEP]), context=encode(clip, PROMPT))
+    assert eps.shape == plain.shape == (1, 16, 4, 8)
+    torch.testing.assert_close(model.model.process_latent_in(vae.encode(picture.movedim(1, -1))), plain)
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), model, clip, vae)
+    again, _, _ = load(tmp_path / "saved.safetensors")
+    assert type(again.model.model_config) is nano.SeeSRNano
+
+
+def test_the_preview_s_factors_are_those_of_the_trainer_s_code() -> None:
+    factors = torch.tensor(plugin("nodes.host.nano").CODE_RGB)
+    # One level of each primary colour: the trainer's own arithmetic, which the host's environment does not have.
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    assert (factors[0] / factors[0, 0]).tolist() == [1.0, 1.0, 1.0]
+    assert (factors[[12, 15]] @ luma).abs().max() < 2e-4
+
+
 @pytest.mark.parametrize("which", ["small", "shipped"])
 def test_saved_checkpoint_loads_again(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     import comfy.sd
