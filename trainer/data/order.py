@@ -50,7 +50,7 @@ class Stream:
     """Start of the adapters."""
 
     NANO_AUTOENCODER_VIEW = 3
-    """Noise and brightness of what the small autoencoder looks at, by image."""
+    """Which crops are flat ones in the training of the small autoencoder, by image."""
     NANO_WEIGHTS = 5
     """Start of the small autoencoder, tagger and critic."""
     NANO_TEXT_ENCODER = 8

@@ -30,6 +30,8 @@ class NanoCommand(command.RecipeCommand):
     """Folder with RAM's public tag lists: a larger vocabulary for prompts, and Chinese names of tags."""
     init: Path | None = None
     """Model folder to go on from: its tagger, U-Net, text encoder, ControlNet and RCA are trained further."""
+    autoencoder: Path | None = None
+    """Autoencoder to take instead of training one: an `autoencoder.safetensors` of a run, or a base file."""
     parts: tuple[str, ...] = ()
     """Build only these: autoencoder, tagger, dape, tags, prior, control, decoder, package."""
 
@@ -42,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: NanoCommand) -> None:
     if process_count() > 1:
         raise SettingsError("The small model is built by one process; start it without a launcher.")
-    Builder(options.config, options.photos, options.out, options.tag_lists, options.init).build(options.parts)
+    builder = Builder(options.config, options.photos, options.out, options.tag_lists, options.init, options.autoencoder)
+    builder.build(options.parts)
 
 
 if __name__ == "__main__":

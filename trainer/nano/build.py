@@ -29,10 +29,11 @@ from ..stage1.command import train_dape
 from ..stage2.batches import tag_prompts
 from ..stage2.command import train_control
 from ..stage2.networks import Networks, build_networks
-from .autoencoder import AutoencoderTask, build_autoencoder
+from . import dct
+from .autoencoder import AutoencoderTask, build_autoencoder, exported, to_signed
 from .autoencoder import identity as autoencoder_identity
 from .decoder import DecoderTask, interpolated
-from .prior import PriorTask, build_prior, trainable
+from .prior import PriorTask, build_prior, fit_latents, trainable
 from .recipe import NanoConfig
 from .tagger import TaggerTask, fit_thresholds, frequent_words, predict, split, targets
 from .text import train_tokenizer
@@ -56,6 +57,7 @@ BASE, DAPE_FILE, CONTROL = (
     "dape/dape-nano.safetensors",
     "seesr/seesr-nano-control.safetensors",
 )
+_DECODER_START = "decoder.layers.0.weight"
 
 
 class Builder:
@@ -67,7 +69,9 @@ class Builder:
         out: run folder; the three files of the model end up in `out/model`.
         tag_lists: folder with RAM's public tag lists; widens the text encoder's vocabulary and names tags in Chinese.
         init: model folder whose autoencoder, tagger, U-Net, text encoder, ControlNet and RCA are the start instead of
-            fresh ones; RCA has to learn the new tagger's tokens.
+            fresh ones; RCA has to learn the new tagger's tokens. An autoencoder of other latents is trained anew, and
+            the ends of U-Net and ControlNet are fitted to it.
+        autoencoder: take this one instead of training one: an `autoencoder.safetensors` or a base file.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class Builder:
         out: Path,
         tag_lists: Path | None = None,
         init: Path | None = None,
+        autoencoder: Path | None = None,
     ) -> None:
         self.config, self.out, self.tag_lists, self.init = config, out, tag_lists, init
+        self.given_autoencoder = autoencoder
         self.source = photos
         self.photos = read_photos(photos)
         self.device = config.control.loop.resolve_device()
@@ -109,15 +115,24 @@ class Builder:
             make()
 
     def autoencoder(self) -> None:
-        """Train the autoencoder, or take that of `init`."""
-        if self.init:
-            _save(self.parts["autoencoder"][0], read_base(self.init / BASE).vae_state)
-            return
+        """Train the autoencoder, or take the one that is given, or that of `init` if its latents are the same."""
+        start = self.given_autoencoder or (self.init / BASE if self.init else None)
+        weights = _read_autoencoder(start) if start else {}
+        if not _fits(weights):
+            if self.given_autoencoder:
+                raise SettingsError(
+                    f"{self.given_autoencoder} holds no autoencoder of {dct.CHANNELS} latent channels; give an "
+                    "autoencoder.safetensors of a run, or a base file of the small model's second release."
+                )
+            weights = self._train_autoencoder()
+        _save(self.parts["autoencoder"][0], weights)
+
+    def _train_autoencoder(self) -> dict[str, torch.Tensor]:
         config = self.config.autoencoder
         crops = Crops(self.photos, size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
         task = AutoencoderTask(config, crops)
         weights = train(task, config.loop, self.out / "autoencoder", identity=autoencoder_identity(config, crops))
-        _save(self.parts["autoencoder"][0], weights)
+        return exported(weights, task.encoder)
 
     def tagger(self) -> None:
         """Train the tagger and fit its thresholds on the photos kept out."""
@@ -194,11 +209,25 @@ class Builder:
         """Fresh networks, or those of `init`."""
         config = self.config.prior
         if self.init:
-            start = read_control(self.init / CONTROL)
-            return trainable(build_networks(load_base(self.init / BASE), self._dape(), config.stage2, start))
+            start, base = read_control(self.init / CONTROL), load_base(self.init / BASE)
+            networks = build_networks(base, self._dape(), config.stage2, start)
+            self._change_autoencoder(networks)
+            return trainable(networks)
         words = [*self._ram_tags(), *(word for photo in self.photos for word in photo.tags)]
         tokenizer = train_tokenizer(words, vocab_size=self.config.vocab_size)
         return build_prior(config, self._vae(), tokenizer, self._dape())
+
+    def _change_autoencoder(self, networks: Networks) -> None:
+        """Put the run's autoencoder in the place of `init`'s; U-Net and ControlNet are fitted to other latents."""
+        old, networks.vae = networks.vae, self._vae().requires_grad_(False)
+        if old.config.latent_channels != networks.vae.config.latent_channels:
+            crops, _ = Crops(self.photos, size=64, min_scale=0.5).batch(0, 64)
+            pictures = to_signed(crops)
+            with torch.no_grad():
+                before, after = (
+                    vae.encode(pictures).latents * vae.config.scaling_factor for vae in (old, networks.vae)
+                )
+            fit_latents(networks, before, after)
 
     def control(self) -> None:
         """Stage 2 around the frozen prior, from the ControlNet that learnt with it."""
@@ -286,6 +315,17 @@ class Builder:
             return ()
         chinese = dict(zip(self._ram_tags(), _lines(self.tag_lists / "ram_tag_list_chinese.txt"), strict=True))
         return tuple(chinese.get(word, word) for word in words)
+
+
+def _read_autoencoder(path: Path) -> dict[str, torch.Tensor]:
+    """An autoencoder's tensors, from a run's file of them or from a base file."""
+    tensors = load_file(path)
+    return tensors if _DECODER_START in tensors else read_base(path).vae_state
+
+
+def _fits(autoencoder: dict[str, torch.Tensor]) -> bool:
+    """Whether its latents are the cosine code's."""
+    return _DECODER_START in autoencoder and autoencoder[_DECODER_START].shape[1] == dct.CHANNELS
 
 
 def _lines(path: Path) -> list[str]:

@@ -63,14 +63,14 @@ class PriorConfig:
     """Whether the photos' own words follow the tagger's in the prompts. Stage 2 proper has the tagger's alone."""
 
 
-def unet_config(sizes: PriorSizes) -> dict[str, Any]:
+def unet_config(sizes: PriorSizes, *, latent_channels: int) -> dict[str, Any]:
     """diffusers config of the small U-Net."""
     down = ["CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in sizes.attention]
     up = ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(sizes.attention)]
     return {
         "sample_size": 64,
-        "in_channels": 4,
-        "out_channels": 4,
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
         "block_out_channels": list(sizes.channels),
         "down_block_types": down,
         "up_block_types": up,
@@ -81,14 +81,14 @@ def unet_config(sizes: PriorSizes) -> dict[str, Any]:
     }
 
 
-def build_prior(config: PriorConfig, vae: nn.Module, tokenizer_files: Any, dape: DAPE) -> Networks:
+def build_prior(config: PriorConfig, vae: Any, tokenizer_files: Any, dape: DAPE) -> Networks:
     """Fresh networks, all of U-Net, ControlNet, RCA and text encoder trained."""
     seed = config.stage2.loop.seed
     text_encoder, tokenizer = build_text_encoder(
         tokenizer_files, width=config.sizes.text_width, layers=config.sizes.text_layers, seed=seed
     )
     base = Base(
-        unet_config=unet_config(config.sizes),
+        unet_config=unet_config(config.sizes, latent_channels=vae.config.latent_channels),
         unet_state={},
         vae=vae.eval(),
         text_encoder=text_encoder.eval(),
@@ -96,6 +96,38 @@ def build_prior(config: PriorConfig, vae: nn.Module, tokenizer_files: Any, dape:
         scheduler={},
     )
     return trainable(build_networks(base, dape, config.stage2))
+
+
+def fit_latents(networks: Networks, old_code: Tensor, new_code: Tensor) -> None:
+    """Let networks that were trained on another autoencoder's latents go on with those of `networks.vae`.
+
+    The first convolutions see what a linear map, fitted by least squares, makes of the new latents; the last one of the
+    U-Net starts near nothing. All three have to learn.
+
+    Args:
+        networks: U-Net and ControlNet of the old latents.
+        old_code: scaled latents of some pictures by the old autoencoder (B, C, h, w).
+        new_code: those of the same pictures by the new one (B, D, h, w).
+    """
+    old, new = (code.movedim(1, -1).flatten(0, 2) for code in (old_code, new_code))
+    fitted = torch.linalg.lstsq(new, old).solution
+    channels = new.shape[1]
+    for network in (networks.unet, networks.controlnet):
+        network.conv_in = _replaced(network.conv_in, torch.einsum("ockl,dc->odkl", network.conv_in.weight, fitted))
+        network.register_to_config(in_channels=channels)
+    last = networks.unet.conv_out
+    start = 0.01 * torch.randn((channels, *last.weight.shape[1:]), generator=seeded(0, Stream.NANO_WEIGHTS))
+    networks.unet.conv_out = _replaced(last, start)
+    networks.unet.register_to_config(out_channels=channels)
+
+
+def _replaced(convolution: Any, weight: Tensor) -> nn.Conv2d:
+    """A 3×3 convolution of these weights; the bias stays where it fits and is 0 elsewhere."""
+    new = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+    new.weight.data.copy_(weight.detach())
+    same = convolution.bias.shape == new.bias.shape  # type: ignore[union-attr] # there is one
+    new.bias.data.copy_(convolution.bias.detach()) if same else nn.init.zeros_(new.bias)  # type: ignore[union-attr, arg-type]
+    return new
 
 
 def trainable(networks: Networks) -> Networks:

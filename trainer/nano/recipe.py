@@ -59,15 +59,17 @@ def nano() -> NanoConfig:
     return NanoConfig(
         autoencoder=AutoencoderConfig(
             loop=LoopConfig(
-                steps=6000,
-                batch_size=12,
+                steps=12000,
+                batch_size=8,
                 learning_rate=1e-3,
                 weight_decay=0.0,
-                ema=0.998,
+                max_grad_norm=0.5,
+                ema=0.995,
                 log_every=50,
                 save_every=200,
-                sample_every=400,
-                **fast,
+                sample_every=500,
+                warmup=50,
+                decay="cosine",
             )
         ),
         tagger=TaggerConfig(
@@ -129,7 +131,7 @@ def debug() -> NanoConfig:
         hint_channels=(4, 8, 8, 8),
     )
     return NanoConfig(
-        autoencoder=AutoencoderConfig(loop=LoopConfig(**loop), crop=64),
+        autoencoder=AutoencoderConfig(loop=LoopConfig(**loop), grow=(1, 1)),
         tagger=TaggerConfig(loop=LoopConfig(**loop), image_size=64, min_count=1, holdout_every=2),
         dape=Stage1Config(loop=LoopConfig(**loop), crop=64, min_scale=0.0, degradation=degradation, samples=1),
         prior=PriorConfig(stage2=stage2, sizes=PriorSizes(channels=(64, 64), attention=(False, True), text_width=64)),
