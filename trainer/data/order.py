@@ -49,16 +49,17 @@ class Stream:
     STAGE2_ADAPTERS = 18
     """Start of the adapters."""
 
+    FEW_STEPS = 27
+    """Which steps are eq. 2's, noise, exact codes and kind of degradation of the few-step tuning."""
+
     NANO_AUTOENCODER_VIEW = 3
     """Which crops are flat ones in the training of the small autoencoder, by image."""
     NANO_WEIGHTS = 5
-    """Start of the small autoencoder, tagger and critic."""
+    """Start of the small autoencoder and tagger, and of fitted ends."""
     NANO_TEXT_ENCODER = 8
     """Start of the small text encoder."""
     NANO_PRIOR = 9
     """Whether the prior's step shows text alone or leaves the soft prompt out, by step."""
-    NANO_DECODER = 12
-    """Which images are restored for the decoder, by step."""
 
     TEST_DEGRADATION = 20
     """How test photos are degraded, by name."""

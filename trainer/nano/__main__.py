@@ -32,8 +32,10 @@ class NanoCommand(command.RecipeCommand):
     """Model folder to go on from: its tagger, U-Net, text encoder, ControlNet and RCA are trained further."""
     autoencoder: Path | None = None
     """Autoencoder to take instead of training one: an `autoencoder.safetensors` of a run, or a base file."""
+    teacher: Path | None = None
+    """Super-resolution network (any file that spandrel loads) that the parts few-steps and decoder learn from, too."""
     parts: tuple[str, ...] = ()
-    """Build only these: autoencoder, tagger, dape, tags, prior, control, decoder, package."""
+    """Build only these: autoencoder, tagger, dape, tags, prior, control, few-steps, decoder, package."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: NanoCommand) -> None:
     if process_count() > 1:
         raise SettingsError("The small model is built by one process; start it without a launcher.")
-    builder = Builder(options.config, options.photos, options.out, options.tag_lists, options.init, options.autoencoder)
+    given = {"autoencoder": options.autoencoder, "teacher": options.teacher}
+    builder = Builder(options.config, options.photos, options.out, options.tag_lists, options.init, **given)
     builder.build(options.parts)
 
 

@@ -18,21 +18,24 @@ from seesr_core.errors import SettingsError
 from seesr_core.formats.base import load_base
 from seesr_core.formats.control import ControlParts, read_control, write_control
 from seesr_core.formats.ram import read_dape, write_dape
-from seesr_core.formats.sd import BaseParts, plain_config, read_base, write_base
+from seesr_core.formats.sd import BaseParts, read_base, write_base
 from seesr_core.method.schedule import BETA_END, BETA_START
 from seesr_core.runtime.files import atomic_write
 
 from ..data.crops import Crops
 from ..data.photos import read_photos
+from ..data.teacher import Teacher
+from ..deep_features import load_efficientnet
 from ..engine.loop import train
 from ..stage1.command import train_dape
 from ..stage2.batches import tag_prompts
 from ..stage2.command import train_control
+from ..stage2.few_steps import FewStepConfig, FewStepTask
 from ..stage2.networks import Networks, build_networks
+from ..stage2.recipes import Stage2Config
 from . import dct
 from .autoencoder import AutoencoderTask, build_autoencoder, exported, to_signed
 from .autoencoder import identity as autoencoder_identity
-from .decoder import DecoderTask, interpolated
 from .prior import PriorTask, build_prior, fit_latents, trainable
 from .recipe import NanoConfig
 from .tagger import TaggerTask, fit_thresholds, frequent_words, predict, split, targets
@@ -72,6 +75,7 @@ class Builder:
             fresh ones; RCA has to learn the new tagger's tokens. An autoencoder of other latents is trained anew, and
             the ends of U-Net and ControlNet are fitted to it.
         autoencoder: take this one instead of training one: an `autoencoder.safetensors` or a base file.
+        teacher: super-resolution network that the few-step tuning learns from beside the photos; a file for spandrel.
     """
 
     def __init__(
@@ -82,9 +86,10 @@ class Builder:
         tag_lists: Path | None = None,
         init: Path | None = None,
         autoencoder: Path | None = None,
+        teacher: Path | None = None,
     ) -> None:
         self.config, self.out, self.tag_lists, self.init = config, out, tag_lists, init
-        self.given_autoencoder = autoencoder
+        self.given_autoencoder, self.teacher = autoencoder, teacher
         self.source = photos
         self.photos = read_photos(photos)
         self.device = config.control.loop.resolve_device()
@@ -99,6 +104,7 @@ class Builder:
             "tags": (self.out / "tags.jsonl", self.tags),
             "prior": (self.out / "base.safetensors", self.prior),
             "control": (self.out / "control" / "seesr-control.safetensors", self.control),
+            "few-steps": (self.out / "few-steps.safetensors", self.few_steps),
             "decoder": (self.out / "decoder.safetensors", self.decoder),
             "package": (self.out / "model" / CONTROL, self.package),
         }
@@ -185,7 +191,7 @@ class Builder:
         """Train U-Net and text encoder; write the base file and the ControlNet that learnt with them."""
         config = self.config.prior
         networks = self._prior_networks()
-        crops, prompts = self._tagged_crops(human_words=config.human_words)
+        crops, prompts = self._tagged_crops(config.stage2, human_words=config.human_words)
         task = PriorTask(config, networks, crops, prompts, pool_folder=self.out / "pool")
         weights = train(task, config.stage2.loop, self.out / "prior", identity=task.identity())
         task.trained.load_state_dict(weights, strict=False)
@@ -244,37 +250,61 @@ class Builder:
             defaults=self.config.defaults,
         )
 
+    def few_steps(self) -> None:
+        """Tune U-Net, ControlNet and RCA end to end for the steps that ship."""
+        weights = self._tuned(self.config.few_steps)
+        _save(self.parts["few-steps"][0], weights)
+
     def decoder(self) -> None:
-        """Tune the autoencoder's decoder on the latents that the finished model restores."""
-        start = read_control(self.parts["control"][0])
-        networks = build_networks(load_base(self.parts["prior"][0]), self._dape(), self.config.control, start)
-        crops, prompts = self._tagged_crops()
-        task = DecoderTask(
-            self.config.decoder,
-            self.config.control,
-            networks,
+        """Tune the autoencoder's decoder on the latents that the finished networks restore, and on exact ones."""
+        weights = self._tuned(self.config.decoder)
+        _save(self.parts["decoder"][0], weights)
+
+    def _tuned(self, config: FewStepConfig) -> dict[str, torch.Tensor]:
+        """What a few-step tuning makes of the run's networks."""
+        crops, prompts = self._tagged_crops(config)
+        task = FewStepTask(
+            config,
+            self._networks(config),
             crops,
             prompts,
             defaults=self.config.defaults,
-            pool_folder=self.out / "pool",
-            restored_folder=self.out / "restored",
+            teacher=Teacher.of_file(self.teacher, device=self.device) if self.teacher else None,
+            features=load_efficientnet() if config.deep_weight else None,
+            pool_folder=self.out / "shown",
         )
-        weights = train(task, self.config.decoder.loop, self.out / "decoder", identity=task.identity())
-        before = load_file(self.parts["autoencoder"][0])
-        _save(self.parts["decoder"][0], interpolated(before, weights, self.config.decoder.share))
+        return train(task, config.loop, self.out / f"tuned-{config.learns}", identity=task.identity())
+
+    def _networks(self, config: Stage2Config) -> Networks:
+        """The run's networks with whatever parts are there."""
+        start = read_control(self.parts["control"][0])
+        networks = build_networks(load_base(self.parts["prior"][0]), self._dape(), config, start)
+        networks.vae = self._vae().requires_grad_(False)
+        tuned = self.parts["few-steps"][0]
+        if tuned.exists():
+            both = nn.ModuleDict({"unet": networks.unet, "controlnet": networks.controlnet})
+            both.load_state_dict(load_file(tuned), strict=False)
+        return networks
 
     def package(self) -> None:
         """Write the three files in half precision, under their names in the model folder."""
         folder = self.out / "model"
         for name in (BASE, DAPE_FILE, CONTROL):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        base = read_base(self.parts["prior"][0])
-        base.vae_config = plain_config(build_autoencoder())
-        base.vae_state = load_file(self.parts["autoencoder"][0]) | load_file(self.parts["decoder"][0])
-        write_base(folder / BASE, base)
+        networks = self._networks(self.config.control)
+        about: dict[str, Any] = {"recipe": "nano", "base": "seesr-nano", "step": self.config.few_steps.loop.steps}
+        parts = BaseParts.from_modules(
+            unet=networks.unet,
+            vae=networks.vae,
+            text_encoder=networks.text_encoder,
+            tokenizer=networks.tokenizer,
+            scheduler=SCHEDULER,
+            info=about,
+        )
+        write_base(folder / BASE, parts)
         dape, vocabulary = read_dape(self.parts["dape"][0])
         write_dape(folder / DAPE_FILE, dape, vocabulary, source="nano, stage 1")
-        control = read_control(self.parts["control"][0])
+        control = ControlParts.from_modules(networks.unet, networks.controlnet, **about)
         write_control(folder / CONTROL, replace(control, defaults=self.config.defaults))
         self._write_attributions(folder / "ATTRIBUTIONS.tsv")
 
@@ -290,15 +320,17 @@ class Builder:
             with atomic_write(path) as temporary:
                 temporary.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
 
-    def _vae(self) -> nn.Module:
-        return _filled(build_autoencoder(), load_file(self.parts["autoencoder"][0]))
+    def _vae(self) -> Any:
+        """The run's autoencoder, its decoder the tuned one if it is there."""
+        decoder = self.parts["decoder"][0]
+        weights = load_file(self.parts["autoencoder"][0]) | (load_file(decoder) if decoder.exists() else {})
+        return _filled(build_autoencoder(), weights)
 
     def _dape(self) -> DAPE:
         return read_dape(self.parts["dape"][0])[0]
 
-    def _tagged_crops(self, *, human_words: bool = False) -> tuple[Crops, list[str]]:
+    def _tagged_crops(self, config: Stage2Config, *, human_words: bool = False) -> tuple[Crops, list[str]]:
         """Crops and their prompts: the plain tagger's tags, the photos' own words after them if wanted."""
-        config = self.config.prior.stage2
         photos = read_photos(self.parts["tags"][0])
         if human_words:
             own = {photo.path.resolve(): photo.tags for photo in self.photos}

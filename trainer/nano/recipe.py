@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 from ..degradation import DegradationConfig, SharpenConfig
 from ..engine.loop_config import LoopConfig
 from ..stage1.recipes import Stage1Config, stage1_nano
+from ..stage2.few_steps import FewStepConfig, Learns
 from ..stage2.recipes import Stage2Config, stage2_nano
 from .autoencoder import AutoencoderConfig
-from .decoder import DecoderConfig
 from .prior import PriorConfig, PriorSizes
 from .tagger import TaggerConfig
 
@@ -31,16 +30,25 @@ class NanoConfig:
     """U-Net and text encoder, with a first ControlNet."""
     control: Stage2Config
     """Stage 2 around the frozen prior."""
-    decoder: DecoderConfig
-    """The autoencoder's decoder, tuned on what the finished model restores."""
+    few_steps: FewStepConfig
+    """U-Net, ControlNet and RCA, tuned end to end for the steps of `defaults`."""
+    decoder: FewStepConfig
+    """The autoencoder's decoder, tuned on what they restore."""
     vocab_size: int = 2048
     """Tokens of the text encoder's vocabulary."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults that travel in the control file."""
 
 
-NANO_DEFAULTS = {"solver": "ddim", "steps": 4, "start_timestep": 251, "cfg": 1.0, "color_fix": "wavelet"}
-"""Few deterministic steps from little noise: a net this small adds grain at every noisy step."""
+NANO_DEFAULTS = {
+    "solver": "ddim",
+    "steps": 10,
+    "spacing": "trailing",
+    "start_timestep": 99,
+    "cfg": 1.0,
+    "color_fix": "wavelet",
+}
+"""One step, t = 99, from a little noise: a net this small adds grain and loses the photo with every step."""
 
 
 def nano() -> NanoConfig:
@@ -88,20 +96,23 @@ def nano() -> NanoConfig:
         dape=stage1_nano(),
         prior=PriorConfig(stage2=replace(control, loop=joint, null_text=0.3)),
         control=control,
-        decoder=DecoderConfig(
-            loop=LoopConfig(
-                steps=900,
-                batch_size=8,
-                learning_rate=1e-4,
-                weight_decay=0.0,
-                max_grad_norm=math.inf,
-                ema=0.99,
-                save_every=50,
-                sample_every=100,
-                **fast,
-            )
-        ),
+        few_steps=_few_steps(steps=2500, learning_rate=6e-4, ema=0.99),
+        decoder=_few_steps(learns="decoder", steps=1500, learning_rate=3e-4, ema=0.99),
         defaults=dict(NANO_DEFAULTS),
+    )
+
+
+def _few_steps(*, learns: Learns = "denoiser", **loop: Any) -> FewStepConfig:
+    """Eight crops a step, half of them mildly degraded, from 300 prepared batches."""
+    often: dict[str, Any] = {"warmup": 20, "decay": "cosine", "save_every": 50, "sample_every": 200}
+    return FewStepConfig(
+        loop=LoopConfig(batch_size=8, weight_decay=1e-3, **often, **loop),
+        learns=learns,
+        crop=128,
+        min_scale=0.5,
+        degradation=DegradationConfig(sharpen=SharpenConfig(weight=0.0, radius=3, fast=True), quantize=True),
+        hint_channels=(16, 32, 64, 128),
+        pool=300,
     )
 
 
@@ -130,13 +141,22 @@ def debug() -> NanoConfig:
         degradation_group=2,
         hint_channels=(4, 8, 8, 8),
     )
+    few_steps = FewStepConfig(
+        loop=LoopConfig(**loop),
+        crop=64,
+        min_scale=0.5,
+        degradation=degradation,
+        hint_channels=(4, 8, 8, 8),
+        deep_weight=0.0,
+    )
     return NanoConfig(
         autoencoder=AutoencoderConfig(loop=LoopConfig(**loop), grow=(1, 1)),
         tagger=TaggerConfig(loop=LoopConfig(**loop), image_size=64, min_count=1, holdout_every=2),
         dape=Stage1Config(loop=LoopConfig(**loop), crop=64, min_scale=0.0, degradation=degradation, samples=1),
         prior=PriorConfig(stage2=stage2, sizes=PriorSizes(channels=(64, 64), attention=(False, True), text_width=64)),
         control=stage2,
-        decoder=DecoderConfig(loop=LoopConfig(**loop), critic_width=4),
+        few_steps=replace(few_steps, learns="denoiser"),
+        decoder=replace(few_steps, learns="decoder"),
         vocab_size=600,
         defaults=dict(NANO_DEFAULTS),
     )

@@ -1,0 +1,103 @@
+"""The few-step tuning: what it runs, what it learns from, and whose gradient goes where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seesr_core.errors import WeightsError
+from trainer.data.crops import Crops
+from trainer.data.photos import read_photos
+from trainer.data.teacher import Teacher
+from trainer.degradation import DegradationConfig, GeneratorDraws, SharpenConfig, degrade
+from trainer.engine.loop import train
+from trainer.engine.loop_config import LoopConfig
+from trainer.stage2.batches import tag_prompts
+from trainer.stage2.few_steps import FewStepConfig, FewStepTask, mild
+
+from .stage2_nets import small_networks, write_photos
+
+DEFAULTS = {"solver": "ddim", "steps": 10, "spacing": "trailing", "start_timestep": 99, "cfg": 1.0}
+
+
+def task(folder: Path, *, teacher: Any = None, **changes: Any) -> FewStepTask:
+    loop = LoopConfig(steps=2, batch_size=2, learning_rate=1e-3, device="cpu", log_every=1, save_every=1)
+    degradation = DegradationConfig(sharpen=SharpenConfig(radius=7, fast=True), quantize=True)
+    settings: dict[str, Any] = {"deep_weight": 0.0, "noise_share": 0.0, "hint_channels": (4, 8, 8, 8), **changes}
+    config = FewStepConfig(loop=loop, crop=64, min_scale=0.5, degradation=degradation, **settings)
+    crops = Crops(read_photos(write_photos(folder)), size=64, min_scale=0.5)
+    return FewStepTask(config, small_networks(), crops, tag_prompts(crops.photos), defaults=DEFAULTS, teacher=teacher)
+
+
+def test_the_shipped_steps_are_run(tmp_path: Path) -> None:
+    made = task(tmp_path)
+    assert made.settings.denoised_timesteps() == [99]
+    z = made.restored(made.shown.get(0, made._show), 0)
+    assert z.shape == (2, 4, 8, 8)
+    assert torch.equal(z, made.restored(made.shown.get(0, made._show), 0))
+
+
+@pytest.mark.parametrize("learns", ["denoiser", "decoder"])
+def test_gradients_reach_what_learns_and_nothing_else(tmp_path: Path, learns: str) -> None:
+    made = task(tmp_path, learns=learns)
+    loss, _ = made.loss(0)
+    loss.backward()
+    nets = made.networks
+    reached = {
+        name: any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
+        for name, module in {"unet": nets.unet, "controlnet": nets.controlnet, "decoder": nets.vae.decoder}.items()
+    }
+    denoiser = learns == "denoiser"
+    assert reached == {"unet": denoiser, "controlnet": denoiser, "decoder": not denoiser}
+    assert all(p.grad is None for p in nets.vae.encoder.parameters())
+
+
+def test_it_trains_and_resumes_in_the_loop(tmp_path: Path) -> None:
+    weights = train(task(tmp_path), task(tmp_path).config.loop, tmp_path / "run")
+    assert any(name.startswith("unet.") for name in weights)
+    assert any(name.startswith("controlnet.") for name in weights)
+
+
+def test_targets_are_photo_and_teacher_by_their_weights(tmp_path: Path) -> None:
+    made = task(tmp_path, teacher=lambda lr: F.interpolate(lr, scale_factor=4), teacher_weight=0.25)
+    zero, one = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+    both = made._to_both(made.picture_loss, zero, one, zero)
+    assert float(both) == pytest.approx(0.75 * float(made.picture_loss(zero, one)))
+
+
+def test_mild_degradation_is_mild() -> None:
+    x = torch.rand(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    photos = F.interpolate(x, (64, 64), mode="bicubic").clamp(0, 1)
+    lr = degrade(photos, mild(), GeneratorDraws(torch.Generator().manual_seed(1))).lr
+    shrunk = F.interpolate(photos, (16, 16), mode="area")
+    assert lr.shape == shrunk.shape
+    assert float((lr - shrunk).square().mean().sqrt()) < 0.05
+
+
+class Nearest(nn.Module):
+    """A teacher that repeats pixels."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale, self.purpose, self.input_channels, self.output_channels = scale, "SR", 3, 3
+        self.architecture, self.model = SimpleNamespace(name="nearest"), nn.Module()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=self.scale)
+
+
+def test_a_teacher_s_border_is_cut_again() -> None:
+    lr = torch.rand(2, 3, 6, 9, generator=torch.Generator().manual_seed(0))
+    made = Teacher(Nearest(4), scale=4, device=torch.device("cpu"))
+    assert torch.equal(made(lr), F.interpolate(lr, scale_factor=4))
+
+
+def test_a_teacher_of_another_scale_is_refused() -> None:
+    with pytest.raises(WeightsError, match=r"enlarge colour pictures 4 times, but nearest is made for SR ×2"):
+        Teacher(Nearest(2), scale=4, device=torch.device("cpu"))

@@ -1,0 +1,281 @@
+"""A model tuned end to end for the few steps that it ships with: from the noised LR latent to decoded pixels.
+
+Trained by eq. 2 a small network returns averages of what it cannot know, and sampling moves away from the photo step by
+step. Here the steps are run as they will be, and the decoded picture is compared with the photo and with what a
+deterministic teacher makes of the same LR (as OSEDiff, Wu et al. 2024, does without one): pixels, differences of
+neighbours, and deep features. A part of the steps stays with eq. 2, which keeps other timesteps alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seesr_core.method.losses import noise_loss
+from seesr_core.method.sampling import StepNoise, sample, start_latent
+from seesr_core.method.schedule import alphas_cumprod, q_sample
+from seesr_core.method.text import compose_prompt
+from seesr_core.settings import UpscaleSettings
+
+from ..data.order import Stream, by_image, seeded
+from ..data.pairs import make_pairs
+from ..data.pool import Pool
+from ..deep_features import EfficientNetLite0, distance
+from ..degradation import BlurConfig, DegradationConfig, FinalSincConfig, SharpenConfig, StageConfig
+from ..degradation.ops import quantize, resize
+from ..engine.samples import save_grid
+from .networks import Networks
+from .recipes import Stage2Config
+from .task import Stage2Task
+
+Upscaler = Callable[[Tensor], Tensor]
+"""LR (B, 3, h, w) -> SR (B, 3, H, W), both in [0, 1]."""
+Learns = Literal["denoiser", "decoder"]
+
+
+def mild() -> DegradationConfig:
+    """What most photos that people enlarge have been through: some blur, a resize, little noise, good JPEG."""
+    first = StageConfig(
+        blur=BlurConfig(sizes=(7, 9, 11, 13), sinc_probability=0.0, sigma=(0.2, 2.6)),
+        blur_probability=0.6,
+        resize_weights=(0.0, 0.0, 1.0),
+        gaussian_sigma=(0.0, 2.0),
+        poisson_scale=(0.0, 0.1),
+        jpeg_quality=(97.0, 99.5),
+    )
+    second = StageConfig(
+        blur_probability=0.0,
+        resize_weights=(0.0, 0.0, 1.0),
+        gaussian_sigma=(0.0, 4.0),
+        poisson_scale=(0.0, 0.3),
+        jpeg_quality=(75.0, 99.0),
+    )
+    return DegradationConfig(
+        sharpen=SharpenConfig(weight=0.0, radius=3, fast=True),
+        first=first,
+        second=second,
+        final_sinc=FinalSincConfig(probability=0.0),
+        resize_modes=("area",),
+        quantize=True,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class FewStepConfig(Stage2Config):
+    """How a model is tuned for its few steps; targets are the photos as they are, not sharpened."""
+
+    learns: Learns = "denoiser"
+    """What is trained: U-Net and ControlNet through the frozen decoder, or the decoder on what these restore."""
+    mild: DegradationConfig = field(default_factory=mild)
+    """A second degradation beside `degradation`."""
+    mild_share: float = 0.6
+    """Share of the images that it degrades."""
+    noise_share: float = 0.12
+    """Share of the steps that are eq. 2's, at all timesteps."""
+    exact_share: float = 0.5
+    """Share of the images whose exact codes the decoder is given, when it is what learns; it is to stay an
+    autoencoder's."""
+    teacher_weight: float = 0.5
+    """Share of the teacher's picture in the targets; the rest is the photo's."""
+    latent_weight: float = 0.15
+    """Weight of the error of the latents, which are seen without the decoder's softness."""
+    edge_weight: float = 1.0
+    """Weight of the differences of neighbouring pixels."""
+    deep_weight: float = 0.3
+    """Weight of the distance of deep features; 0 needs no network for them."""
+
+
+@dataclass(slots=True)
+class Shown:
+    """A prepared batch: pictures in 8 bits, and what the tagger says of them."""
+
+    photos: Tensor
+    """Which photo each crop is from (B,)."""
+    hr: Tensor
+    """Crops as they are (B, 3, H, W), uint8."""
+    condition: Tensor
+    """Upsampled LR (B, 3, H, W), uint8."""
+    taught: Tensor
+    """The teacher's pictures of the LR, or HR again without one (B, 3, H, W), uint8."""
+    soft_prompt: Tensor
+    """DAPE's tokens (B, L, D)."""
+
+
+class FewStepTask(Stage2Task):
+    """The shipped steps, end to end.
+
+    Args:
+        config: how.
+        networks: those of stage 2.
+        data: crops and their tags.
+        defaults: the model's sampling settings, whose steps are run.
+        teacher: what else to learn from than the photos; None leaves it out.
+        features: network for the loss on deep features; None leaves that out.
+        pool_folder: where prepared batches are kept.
+    """
+
+    config: FewStepConfig
+
+    def __init__(
+        self,
+        config: FewStepConfig,
+        networks: Networks,
+        *data: Any,
+        defaults: Mapping[str, Any],
+        teacher: Upscaler | None = None,
+        features: EfficientNetLite0 | None = None,
+        pool_folder: Path | None = None,
+    ) -> None:
+        super().__init__(config, networks, *data)
+        self.teacher, self.settings = teacher, UpscaleSettings.for_model(defaults)
+        self.features = features.to(self.device) if features else None
+        key = self.batches.key() + f" {config.mild} {config.mild_share} {teacher is not None}" if config.pool else ""
+        self.shown = Pool(config.pool * config.loop.parts, key, pool_folder, kind=Shown)
+        decoder = networks.vae.decoder
+        learns = {"denoiser": (networks.unet, networks.controlnet), "decoder": (decoder,)}
+        for name, modules in learns.items():
+            for module in modules:
+                module.requires_grad_(name == config.learns)
+        if config.learns == "decoder":
+            self.trained = nn.ModuleDict({"decoder": decoder})
+        self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # stubs know tensors only
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same when the part is resumed."""
+        return {**super().identity(), "timesteps run": self.settings.denoised_timesteps(), "taught": bool(self.teacher)}
+
+    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        """The losses of a part of a batch."""
+        shown = self.shown.get(step, self._show)
+        by_noise = float(torch.rand((), generator=seeded(self.config.loop.seed, Stream.FEW_STEPS, step)))
+        if self.config.learns == "denoiser" and by_noise < self.config.noise_share:
+            return self._noise_loss(shown, step)
+        hr, taught = (_signed(image.to(self.device)) for image in (shown.hr, shown.taught))
+        z = self._given(shown, step) if self.config.learns == "decoder" else self.restored(shown, step)
+        picture = self.networks.vae.decode(z / self.networks.vae.config.scaling_factor, return_dict=False)[0].float()
+        figures = {"picture": self._to_both(self.picture_loss, picture, hr, taught)}
+        if self.config.learns == "denoiser" and self.config.latent_weight:
+            codes = [self._encode(image) for image in (hr, taught)]
+            figures["latent"] = self.config.latent_weight * self._to_both(_charbonnier, z, *codes, epsilon=0.03)
+        if self.features is not None and self.config.deep_weight:
+            figures["deep"] = self.config.deep_weight * self._to_both(self.deep_loss, picture, hr, taught)
+        return torch.stack(list(figures.values())).sum(), {name: value.item() for name, value in figures.items()}
+
+    def _to_both(
+        self, loss: Callable[..., Tensor], result: Tensor, hr: Tensor, taught: Tensor, **more: float
+    ) -> Tensor:
+        """The loss against the photo and against the teacher, by their weights."""
+        weight = self.config.teacher_weight if self.teacher else 0.0
+        total = (1 - weight) * loss(result, hr, **more)
+        return total + weight * loss(result, taught, **more) if weight else total
+
+    def picture_loss(self, result: Tensor, target: Tensor) -> Tensor:
+        """Charbonnier on pixels and on differences of neighbours, pictures in [−1, 1]."""
+        error = result - target
+        across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+        edges = _charbonnier(across) + _charbonnier(down)
+        return _charbonnier(error) + self.config.edge_weight / 2 * edges
+
+    def deep_loss(self, result: Tensor, target: Tensor) -> Tensor:
+        """Distance of deep features."""
+        assert self.features is not None
+        with torch.no_grad():
+            wanted = self.features.features(target.add(1).div(2))
+        return distance(self.features.features(result.add(1).div(2)), wanted).mean()
+
+    def _noise_loss(self, shown: Shown, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        """Eq. 2 with the photo's own latents."""
+        images = self.config.loop.images(step)
+        draws = by_image(self.config.loop.seed, Stream.DENOISING, images=images)
+        t = self.batches._timesteps(torch.cat([torch.rand(1, generator=g) for g in draws])).to(self.device)
+        z = self._encode(_signed(shown.hr.to(self.device)))
+        noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in draws]).to(self.device)
+        acp = alphas_cumprod().to(self.device)[t].view(-1, 1, 1, 1)
+        eps = self._predict(shown, q_sample(z, noise, acp), t, self._text(shown))
+        loss = noise_loss(eps, noise)
+        return loss, {"noise": loss.item()}
+
+    def restored(self, shown: Shown, step: int) -> Tensor:
+        """Scaled latents that the shipped steps give, differentiable (B, C, H/8, W/8)."""
+        images, settings = self.config.loop.images(step), self.settings
+        z_lr = self._encode(_signed(shown.condition.to(self.device)))
+        noise = StepNoise(by_image(self.config.loop.seed, Stream.FEW_STEPS, 1, images=images))
+        text = self._text(shown)
+        return sample(
+            lambda x, t: self._predict(shown, x, torch.full((len(x),), int(t), device=x.device), text).float(),
+            start_latent(noise(z_lr), z_lr=z_lr, start_timestep=settings.start_timestep),
+            timesteps=settings.denoised_timesteps(),
+            noise_source=noise,
+            solver=settings.solver,
+        )
+
+    @torch.no_grad()
+    def _given(self, shown: Shown, step: int) -> Tensor:
+        """What the decoder learns from: restored latents, exact codes among them."""
+        draws = by_image(self.config.loop.seed, Stream.FEW_STEPS, 2, images=self.config.loop.images(step))
+        exact = torch.cat([torch.rand(1, generator=g) for g in draws]).view(-1, 1, 1, 1) < self.config.exact_share
+        return torch.where(
+            exact.to(self.device), self._encode(_signed(shown.hr.to(self.device))), self.restored(shown, step)
+        )
+
+    @torch.no_grad()
+    def _encode(self, image: Tensor) -> Tensor:
+        return self.networks.encode_image(image.add(1).div(2), seeded(0))
+
+    def _text(self, shown: Shown) -> Tensor:
+        tags = [self.batches.tags[photo].rstrip(",") for photo in shown.photos.tolist()]
+        texts = [compose_prompt([t] if t else [], self.settings.prompt, self.settings.added_prompt) for t in tags]
+        return self.text_states(texts)
+
+    def _predict(self, shown: Shown, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        condition = shown.condition.to(self.device).float().div(255)
+        nets, soft = self.networks, shown.soft_prompt.to(self.device)
+        return nets.predict(x, t, text, image=condition, soft_prompt=soft)
+
+    @torch.no_grad()
+    def _show(self, number: int) -> Shown:
+        """Degrade the crops of a part and ask the frozen networks and the teacher about them."""
+        images = self.config.loop.images(number)
+        crops, photos = self.batches.crops.batch(number, len(images))
+        lr = torch.cat([self._degraded_alone(crop[None], image) for crop, image in zip(crops, images, strict=True)])
+        condition = quantize(resize(lr, "bicubic", size=crops.shape[-2:]))
+        return Shown(
+            photos=torch.tensor(photos),
+            hr=crops,
+            condition=_to_u8(condition),
+            taught=_to_u8(self.teacher(lr)) if self.teacher else crops,
+            soft_prompt=self.networks.soft_prompt(condition).cpu(),
+        )
+
+    def _degraded_alone(self, crop: Tensor, image: int) -> Tensor:
+        """The LR of one crop, (1, 3, h, w)."""
+        numbers = (self.config.loop.seed, Stream.STAGE2_DEGRADATION)
+        kind = float(torch.rand((), generator=seeded(self.config.loop.seed, Stream.FEW_STEPS, 3, image)))
+        degradation = self.config.mild if kind < self.config.mild_share else self.config.degradation
+        return make_pairs(crop, degradation, numbers=numbers, first=image, group=1, device=self.device).lr
+
+    @torch.no_grad()
+    def sample(self, folder: Path, step: int) -> None:
+        """LR, result, teacher, HR."""
+        shown = self.shown.get(0, self._show)
+        lr, taught, hr = (image.float().div(255) for image in (shown.condition, shown.taught, shown.hr))
+        rows = (lr, self.networks.decode(self.restored(shown, 0)), taught, hr)
+        save_grid(folder / f"{step:06d}.png", [row[:8] for row in rows], ("LR", "result", "teacher", "HR"))
+
+
+def _signed(image_u8: Tensor) -> Tensor:
+    return image_u8.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+
+
+def _to_u8(image: Tensor) -> Tensor:
+    return image.mul(255).round().to(torch.uint8).cpu()
+
+
+def _charbonnier(result: Tensor, target: Tensor | None = None, epsilon: float = 0.01) -> Tensor:
+    error = result if target is None else result - target
+    return (error.square() + epsilon**2).sqrt().mean() - epsilon
