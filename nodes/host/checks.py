@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .seesr_model import SeeSRModel
 
+_SD_LATENTS = 4
 # Subclasses of the host's noise prediction that share only its input scaling.
 _OTHER_PREDICTIONS = (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.X0)
 
@@ -94,12 +95,13 @@ def _misfit(model: ModelPatcher, seesr: SeeSRModel) -> str | None:
     unet = getattr(inner, "diffusion_model", None)
     if not isinstance(unet, UNetModel):
         return f"is {family}, which is not a Stable Diffusion U-Net"
-    if unet.in_channels != seesr.latent_channels:
-        extended = "an inpainting or otherwise extended " if unet.in_channels > seesr.latent_channels else ""
-        return f"is {extended}{family} with {unet.in_channels} input channels instead of {seesr.latent_channels}"
+    if unet.in_channels not in (_SD_LATENTS, seesr.latent_channels):
+        return f"is an inpainting or otherwise extended {family} with {unet.in_channels} input channels"
     sizes = (unet.model_channels, inner.model_config.unet_config.get("context_dim"))
     if sizes != (seesr.model_channels, seesr.text_dim) or unet.num_classes is not None:
         return f"is {family} with {sizes[0]} channels and text width {sizes[1]}"
+    if unet.in_channels != seesr.latent_channels:
+        return f"is {family} for latents of {unet.in_channels} channels instead of {seesr.latent_channels}"
     places = {block: layer.in_channels for block, layer in text_transformers(unet)}
     if places != {site.block: site.channels for site in seesr.rca.sites}:
         return f"is {family} with text attention in {len(places)} places of other widths or at other depths"

@@ -7,12 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .locate import PLUGIN, plugin
 
 NANO = PLUGIN / "seesr_core" / "nano"
+
+
+def _latent_channels() -> int:
+    with safe_open(NANO / "checkpoints" / "seesr-nano.safetensors", "pt") as file:
+        shape: list[int] = file.get_slice("model.diffusion_model.input_blocks.0.0.weight").get_shape()
+    return shape[1]
+
+
+LATENT_CHANNELS = _latent_channels()
+"""Of the shipped model."""
 
 
 def host_model(
@@ -37,6 +48,8 @@ def host_model(
     model_config = getattr(comfy.supported_models, family)(entries)
     # Stable Diffusion 2's class sets its own head width; a small model has others.
     model_config.unet_config.update(entries)
+    if config["in_channels"] == LATENT_CHANNELS != 4:
+        model_config.latent_format = plugin("nodes.host.nano").CosineLatent()
     model_config.manual_cast_dtype = None if entries["dtype"] == torch.float32 else torch.float32
     model_config.custom_operations = rca.norm_operations(comfy.ops.manual_cast, config.get("norm_num_groups", 32))
     model = comfy.model_base.BaseModel(model_config, comfy.model_base.ModelType.EPS)
@@ -92,8 +105,8 @@ def nano_inputs(batch: int = 1, size: int = 16, seed: int = 0) -> dict[str, Any]
         "negative": [[normal(1, 77, text), {}]],
         "soft_prompt": normal(batch, 17, soft),
         "image": torch.rand(batch, 8 * size, 8 * size, 3, generator=generator),
-        "latent": normal(batch, 4, size, size),
-        "noise": normal(batch, 4, size, size),
+        "latent": normal(batch, LATENT_CHANNELS, size, size),
+        "noise": normal(batch, LATENT_CHANNELS, size, size),
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .locate import plugin
-from .nets import nano_model
+from .nets import LATENT_CHANNELS, nano_model
 
 TEXT = 192
 
@@ -44,7 +44,7 @@ def prompts(seed: int = 0) -> tuple[Any, Any]:
 def latents(batch: int = 1, height: int = 8, width: int = 8, seed: int = 0) -> dict[str, Any]:
     """A LATENT as a VAE makes it."""
     generator = torch.Generator().manual_seed(seed)
-    return {"samples": 5 * torch.randn(batch, 4, height, width, generator=generator)}
+    return {"samples": 5 * torch.randn(batch, LATENT_CHANNELS, height, width, generator=generator)}
 
 
 def sigmas(model: Any, steps: int = 2, **options: Any) -> Tensor:

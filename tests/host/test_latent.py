@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .locate import plugin
-from .nets import NANO, nano_model
+from .nets import LATENT_CHANNELS, NANO, nano_model
 from .sampling import ddpm, host_extras, latents, outputs, prompts, sample_stock, sigmas, unet_inputs
 
 SCALE = 0.18215
@@ -165,7 +165,7 @@ def test_the_node_gives_the_mode_of_the_posterior(vae):
         plugin("nodes.latent").SeeSRLatentInit.execute(model, vae(), image, sigmas(model), seed=3)
     )
     assert noise.seed == 3
-    assert latent["samples"].shape == (2, 4, 8, 8)
+    assert latent["samples"].shape == (2, LATENT_CHANNELS, 8, 8)
     net = vae().first_stage_model
     with torch.no_grad():
         pixels = image.movedim(-1, 1) * 2 - 1
@@ -288,7 +288,10 @@ class FakeVAE:
 
 @pytest.mark.parametrize(
     ("vae", "match"),
-    [(FakeVAE(16, 0.0), "found one .* 16 channels"), (FakeVAE(4, float("nan")), "does not work in this precision")],
+    [
+        (FakeVAE(LATENT_CHANNELS + 1, 0.0), f"found one .* {LATENT_CHANNELS + 1} channels"),
+        (FakeVAE(LATENT_CHANNELS, float("nan")), "does not work in this precision"),
+    ],
 )
 def test_a_vae_of_another_model_or_with_nan_is_refused(vae, match):
     with refusal(match):

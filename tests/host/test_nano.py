@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .locate import PLUGIN, plugin
+from .nets import LATENT_CHANNELS
 from .small_base import PROMPT, RECORDED, TEXT, TIMESTEP, UNET, small_inputs, write_small_base
 
 
@@ -98,7 +99,7 @@ def test_shipped_file_is_read_whole(shipped: tuple[Any, Any, Any]) -> None:
     text_config, files = nano._text_of(comfy.utils.load_torch_file(str(nano.EMBEDDED)))
     assert type(model.model.model_config) is nano.SeeSRNano
     assert model.model.model_type.name == "EPS"
-    assert (vae.latent_channels, vae.spacial_compression_encode()) == (4, 8)
+    assert (vae.latent_channels, vae.spacial_compression_encode()) == (LATENT_CHANNELS, 8)
     assert encode(clip, "a photo of food").shape == (1, 77, text_config["hidden_size"])
     words = [clip.tokenizer.clip_h.inv_vocab[number] for number, _ in clip.tokenize("a photo of food")["h"][0]]
     assert "food</w>" in words
@@ -106,16 +107,16 @@ def test_shipped_file_is_read_whole(shipped: tuple[Any, Any, Any]) -> None:
 
 
 def test_autoencoder_scale_is_taken_back(shipped: tuple[Any, Any, Any]) -> None:
-    # The host multiplies latents of this family by 0.18215; the small model was trained on TAESD's own scale of 1.
-    import comfy.latent_formats
-
+    # The host multiplies latents of this family by 0.18215; the small model's files have their own scale.
+    nano = plugin("nodes.host.nano")
     model, _, vae = shipped
+    scale = plugin("seesr_core.formats.sd").read_base(nano.EMBEDDED).vae_config["scaling_factor"]
     picture = small_inputs()[1]
     with torch.no_grad():
         plain = vae.first_stage_model.taesd_encoder(picture)
     seen_by_unet = model.model.process_latent_in(vae.encode(picture.movedim(1, -1)))
-    assert isinstance(model.get_model_object("latent_format"), comfy.latent_formats.SD15)
-    torch.testing.assert_close(seen_by_unet, plain, atol=1e-5, rtol=1e-5)
+    assert model.get_model_object("latent_format").latent_channels == LATENT_CHANNELS
+    torch.testing.assert_close(seen_by_unet, scale * plain, atol=1e-5, rtol=1e-5)
 
 
 def test_a_file_of_sixteen_latent_channels_brings_its_own_latents(tmp_path: Path) -> None:
@@ -240,17 +241,12 @@ def test_only_small_models_with_their_own_text_match(change: dict[str, int]) -> 
 
 
 def test_live_previews_have_the_photo_s_colours(shipped: tuple[Any, Any, Any]) -> None:
-    """The host's own preview of a photo's latent, against the photo; nearer than with Stable Diffusion's factors."""
-    from comfy.latent_formats import SD15
-
+    """The host's own preview of a photo's latent, against the photo."""
     model, _, vae = shipped
     photo = Image.open(PLUGIN / "seesr_core" / "nano" / "example.jpg").convert("RGB")
     photo = photo.resize((photo.width // 8 * 8, photo.height // 8 * 8))
     latent = vae.encode(torch.from_numpy(np.array(photo))[None].float() / 255)
-    own, stable_diffusion = (
-        _preview_error(f, latent, photo) for f in (model.get_model_object("latent_format"), SD15())
-    )
-    assert own < 50 < stable_diffusion
+    assert _preview_error(model.get_model_object("latent_format"), latent, photo) < (50 if LATENT_CHANNELS == 4 else 2)
 
 
 def _preview_error(latent_format: Any, latent: Tensor, photo: Image.Image) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .locate import plugin
-from .nets import nano_model
+from .nets import LATENT_CHANNELS, nano_model
 from .sampling import (
     ddpm,
     function_model,
@@ -95,7 +95,7 @@ def test_a_noise_source_that_the_sampler_already_has_is_kept():
 
     def zeros(sigma: Tensor, following: Tensor) -> Tensor:
         drawn.append(float(sigma))
-        return torch.zeros(1, 4, 8, 8)
+        return torch.zeros(1, LATENT_CHANNELS, 8, 8)
 
     model, latent = function_model(shrink), latents()
     levels = sigmas(model, steps=3)
@@ -199,10 +199,10 @@ def refusal(match: str) -> Any:
 @pytest.mark.parametrize(
     ("samples", "match"),
     [
-        (torch.full((1, 4, 8, 8), float("nan")), "LATENT holds values that are no numbers"),
-        (torch.zeros(1, 16, 8, 8), r"with 4 channels .* found shape \(1, 16, 8, 8\)"),
-        (torch.zeros(1, 4, 2, 8, 8), "LATENT of pictures"),
-        (torch.zeros(0, 4, 8, 8), "LATENT of pictures"),
+        (torch.full((1, LATENT_CHANNELS, 8, 8), float("nan")), "LATENT holds values that are no numbers"),
+        (torch.zeros(1, 5, 8, 8), rf"with {LATENT_CHANNELS} channels .* found shape \(1, 5, 8, 8\)"),
+        (torch.zeros(1, LATENT_CHANNELS, 2, 8, 8), "LATENT of pictures"),
+        (torch.zeros(0, LATENT_CHANNELS, 8, 8), "LATENT of pictures"),
     ],
 )
 def test_latents_that_cannot_be_sampled_are_refused(samples, match):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from .locate import plugin
-from .nets import nano_model
+from .nets import LATENT_CHANNELS, nano_model
 from .sampling import (
     ddpm,
     function_model,
@@ -58,7 +58,7 @@ def test_the_text_of_each_image_where_there_are_fewer_texts_than_images():
 def test_inputs_of_the_latents_shape_are_cut(rows):
     import comfy.conds
 
-    field = torch.randn(rows, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
+    field = torch.randn(rows, LATENT_CHANNELS, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
     inputs = {
         "field": comfy.conds.CONDNoiseShape(field),
         "number": comfy.conds.CONDConstant(7),
@@ -127,7 +127,7 @@ class HintNet(torch.nn.Module):
 
     def forward(self, x: Tensor, hint: Tensor, **_: Any) -> dict[str, list[Tensor]]:
         assert hint.shape[-2:] == tuple(8 * side for side in x.shape[-2:])
-        return {"output": [avg_pool2d(hint.mean(1, keepdim=True), 8).expand(-1, 4, -1, -1).contiguous()]}
+        return {"output": [avg_pool2d(hint.mean(1, keepdim=True), 8).expand(-1, LATENT_CHANNELS, -1, -1).contiguous()]}
 
 
 class HintAdapter(torch.nn.Module):
@@ -136,7 +136,7 @@ class HintAdapter(torch.nn.Module):
     unshuffle_amount = 8
 
     def forward(self, hint: Tensor) -> dict[str, list[Tensor]]:
-        return {"input": [avg_pool2d(hint[:, :1], 8).expand(-1, 4, -1, -1)]}
+        return {"input": [avg_pool2d(hint[:, :1], 8).expand(-1, LATENT_CHANNELS, -1, -1)]}
 
 
 def control_net(hint: Tensor, strength: float = 1.0, window: tuple[float, float] = (0.0, 1.0)) -> Any:
@@ -178,7 +178,7 @@ def test_hints_that_an_aborted_run_left_behind_are_not_used():
     for control in (fresh, used):
         control.set_previous_controlnet(adapter(hint(seed=1)))
     used.cond_hint = used.previous_controlnet.cond_hint = torch.zeros(2, 3, 64, 64)
-    used.previous_controlnet.control_input = {"input": [torch.zeros(2, 4, 8, 8)]}
+    used.previous_controlnet.control_input = {"input": [torch.zeros(2, LATENT_CHANNELS, 8, 8)]}
     model, latent = function_model(local), latents(2, HEIGHT, WIDTH)
     levels = sigmas(model, steps=1)
     results = []
@@ -214,7 +214,9 @@ def test_a_hint_covers_the_picture_also_under_an_area():
     plain = [[tokens(1.0), {"area": (13, 10, 0, 0)}], [tokens(0.0), {}]]
     without = sample_tiled(model, noise(), levels, latent, prompts=(plain, [[tokens(0.0), {}]]), **given)
     expected = 0.5 * avg_pool2d(hint().mean(1, keepdim=True), 8)  # averaged with the conditioning that has no hint
-    assert torch.allclose(((tiled - without) * 0.18215)[..., :2], expected[..., :2].expand(-1, 4, -1, -1), atol=1e-4)
+    assert torch.allclose(
+        ((tiled - without) * 0.18215)[..., :2], expected[..., :2].expand(-1, LATENT_CHANNELS, -1, -1), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("window", "layout"), [("reference", "published"), ("symmetric", "balanced")])

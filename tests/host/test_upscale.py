@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .locate import plugin
-from .nets import NANO
+from .nets import LATENT_CHANNELS, NANO
 from .small_base import write_small_base
 from .small_nodes import ADDED, NEGATIVE, applied, load_checkpoint
 
@@ -273,7 +273,7 @@ def unsampled(nano: dict[str, Any]) -> Any:
 class OtherVAE:
     """An autoencoder of another family."""
 
-    latent_channels, latent_dim = 16, 2
+    latent_channels, latent_dim = LATENT_CHANNELS + 1, 2
 
     def spacial_compression_encode(self) -> int:
         """Pixels a cell, as the host asks for them."""
@@ -286,7 +286,7 @@ class OtherVAE:
     [
         ({"image": torch.full((1, 18, 26, 3), float("nan"))}, "photo holds values that are no numbers"),
         ({"image": torch.zeros(0, 18, 26, 3)}, "The IMAGE is empty"),
-        ({"vae": OtherVAE()}, "Expected a VAE that makes pictures 8 times smaller with 4 channels.*16 channels"),
+        ({"vae": OtherVAE()}, f"8 times smaller with {LATENT_CHANNELS} channels.*{LATENT_CHANNELS + 1} channels"),
         ({"tile_size": 100}, "tile_size must be a multiple of 8"),
         ({"overlap": 768}, "overlap .* must be less than tile_size"),
         ({"start_timestep": 0}, "no timestep"),
@@ -327,7 +327,7 @@ def test_another_tagger_is_refused(nano: dict[str, Any]) -> None:
 class SpyVAE:
     """Remembers the sizes that go through it at once."""
 
-    latent_channels, latent_dim = 4, 2
+    latent_channels, latent_dim = LATENT_CHANNELS, 2
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
@@ -340,7 +340,7 @@ class SpyVAE:
     def encode(self, pixels: Tensor) -> Tensor:
         """Zeros of a latent's shape."""
         self.calls.append(("encode", *pixels.shape[1:3]))
-        return torch.zeros(len(pixels), 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
+        return torch.zeros(len(pixels), LATENT_CHANNELS, pixels.shape[1] // 8, pixels.shape[2] // 8)
 
     def decode(self, samples: Tensor) -> Tensor:
         """Zeros of a picture's shape."""

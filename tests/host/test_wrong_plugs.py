@@ -18,6 +18,7 @@ from . import graph as graphs
 from . import nano_graphs as nano
 from .graph import only
 from .locate import plugin
+from .nets import LATENT_CHANNELS
 from .server import Server
 from .test_dape_nodes import network, vocabulary
 
@@ -37,7 +38,10 @@ class Refusal(NamedTuple):
 def running(each_server: Server) -> Server:
     """The newest host, then the oldest, with the files of these tests."""
     nano.files_for_workflows(each_server.put)
-    latent = {"latent_tensor": torch.full((1, 4, 16, 24), float("nan")), "latent_format_version_0": torch.tensor([])}
+    latent = {
+        "latent_tensor": torch.full((1, LATENT_CHANNELS, 16, 24), float("nan")),
+        "latent_format_version_0": torch.tensor([]),
+    }
     each_server.put("input", "nan.latent", save(latent))
     each_server.put("models/dape", OTHER_DAPE, b"")
     path = each_server.base / "models" / "dape" / OTHER_DAPE
@@ -90,7 +94,7 @@ def wrong_model(graph: Graph, class_type: str, family: str) -> str:
 MODELS = {
     "SD15": r"is SD15 with 320 channels and text width 768",
     "SDXL": r"is SDXL with 320 channels and text width 2048",
-    "SD2 inpainting": r"is an inpainting .*SD20 with 9 input channels instead of 4",
+    "SD2 inpainting": r"is an inpainting .*SD20 with 9 input channels",
     "v-prediction": r"predicts v",
 }
 
