@@ -109,7 +109,7 @@ def test_real_weights_name_their_source(number: int) -> None:
 @pytest.mark.parametrize("number", NANO_NUMBERS)
 def test_nano_settings_are_the_files(number: int, defaults: dict[str, Any], object_info: dict[str, Any]) -> None:
     """Except where a workflow shows something else: 7 has another sampler, 9 the whole schedule, 10 guides."""
-    own = {7: {"solver", "steps", "cfg", "start_timestep"}, 9: {"steps", "start_timestep"}, 10: {"cfg"}}.get(
+    own = {7: {"solver", "steps", "cfg", "start_timestep"}, 9: {"steps", "start_timestep", "spacing"}, 10: {"cfg"}}.get(
         number, set()
     )
     graph = graphs.to_api(nano.workflow(number), object_info, check=False)
