@@ -66,7 +66,7 @@ class NanoLatent(comfy.latent_formats.SD15):
         self.taesd_decoder_name = None
 
 
-class CosineLatent(comfy.latent_formats.LatentFormat):  # type: ignore[misc] # the host's classes have no types
+class CosineLatent(comfy.latent_formats.LatentFormat):
     """The small model's cosine code of 8×8 pixels, see `trainer.nano.dct`.
 
     The scale is that of SD's latents, which `vae_scale` in the file takes back; so one file layout serves both.

@@ -90,6 +90,8 @@ class GrowingDecoder(nn.Module):
         self.decoder = decoder
         self.heads = nn.ModuleDict({"4": nn.Conv2d(_WIDTH, 48, 1), "2": nn.Conv2d(_WIDTH, 12, 1)})
         for side, head in self.heads.items():
+            assert isinstance(head, nn.Conv2d)
+            assert head.bias is not None
             _he_normal(head.weight, seeded(seed, Stream.NANO_WEIGHTS, int(side)), gain=0.5)
             nn.init.zeros_(head.bias)
 
@@ -114,7 +116,8 @@ class AutoencoderTask:
         self.device = config.loop.resolve_device()
         vae = build_autoencoder(config.loop.seed)
         self.encoder = vae.encoder.to(self.device)
-        self.trained: Any = GrowingDecoder(vae.decoder, config.loop.seed).to(self.device)
+        decoder: Any = GrowingDecoder(vae.decoder, config.loop.seed)
+        self.trained = decoder.to(self.device)
         self.trained.to(memory_format=torch.channels_last)
 
     def level(self, step: int) -> int:
