@@ -32,11 +32,14 @@ def kl_vae() -> Any:
     """A KL autoencoder with a wide posterior, so that its mode and its samples are told apart."""
     import comfy.sd
 
-    size = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
+    size = {"double_z": True, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "z_channels": LATENT_CHANNELS}
     ddconfig = {**size, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
-    sd = {"encoder.conv_in.weight": torch.zeros(32, 3, 3, 3), "decoder.conv_in.weight": torch.zeros(32, 4, 3, 3)}
+    sd = {
+        f"{side}.conv_in.weight": torch.zeros(32, n, 3, 3) for side, n in (("encoder", 3), ("decoder", LATENT_CHANNELS))
+    }
     torch.manual_seed(0)
-    vae = comfy.sd.VAE(sd=sd, config={"params": {"ddconfig": ddconfig, "embed_dim": 4}})
+    vae = comfy.sd.VAE(sd=sd, config={"params": {"ddconfig": ddconfig, "embed_dim": LATENT_CHANNELS}})
+    vae.latent_channels = LATENT_CHANNELS
     vae.first_stage_model.load_state_dict(
         {
             key: 0.2 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(i))
