@@ -258,7 +258,7 @@ WRONG_MODELS = {
         lambda: other_model(cross_attention_dim=2048, family="SDXL"),
         "SDXL with 64 channels and text width 2048",
     ),
-    "inpainting": (lambda: other_model(in_channels=9), "inpainting .* with 9 input channels instead of 4"),
+    "inpainting": (lambda: other_model(in_channels=9), "inpainting .* with 9 input channels;"),
     "wider": (lambda: other_model(block_out_channels=[128, 128, 128]), "SD20 with 128 channels"),
     "other levels": (
         lambda: other_model(block_out_channels=[64, 64, 128]),

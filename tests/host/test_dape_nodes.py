@@ -174,7 +174,7 @@ def test_host_finds_the_weights(dape: Any) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(0, 8, 8, 3), "Expected an IMAGE"),
+        (torch.zeros(0, 8, 8, 3), "The IMAGE is empty"),
         (torch.zeros(1, 8, 8, 1), "Expected an IMAGE"),
         (torch.full((1, 8, 8, 3), float("nan")), "no numbers"),
         (torch.full((1, 8, 8, 3), float("inf")), "no numbers"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .locate import plugin
-from .nets import NANO, nano_model, nano_seesr
+from .nets import LATENT_CHANNELS, NANO, nano_model, nano_seesr
 from .sampling import noise, outputs, sample_stock, sample_tiled, sigmas
 from .small_nodes import load_checkpoint
 
@@ -88,7 +88,7 @@ def apply(model: Any, positive: Any, soft: Any, prepared: Tensor) -> tuple[Any, 
 def latent(prepared: Tensor, seed: int = 5) -> dict[str, Any]:
     batch, height, width, _ = prepared.shape
     generator = torch.Generator().manual_seed(seed)
-    return {"samples": 5 * torch.randn(batch, 4, height // 8, width // 8, generator=generator)}
+    return {"samples": 5 * torch.randn(batch, LATENT_CHANNELS, height // 8, width // 8, generator=generator)}
 
 
 def sampled(model: Any, positive: Any, soft: Any, prepared: Tensor, **options: Any) -> Tensor:

@@ -162,7 +162,7 @@ def _apply(fixture: Fixture, run: Run, cond_u8: Tensor) -> Any:
     positive, negative = (
         [[fixture.inputs[key].expand(batch, -1, -1), {}]] for key in ("prompt_embeds", "negative_prompt_embeds")
     )
-    return node.execute(
+    applied = node.execute(
         model=[fixture.model],
         positive=[positive],
         negative=[negative],
@@ -174,6 +174,7 @@ def _apply(fixture: Fixture, run: Run, cond_u8: Tensor) -> Any:
         start_percent=[0.0],
         end_percent=[1.0],
     ).args
+    return tuple(entry for (entry,) in applied)
 
 
 def _start(fixture: Fixture, run: Run, inputs: Mapping[str, Tensor], sigmas: Tensor) -> tuple[Any, dict[str, Tensor]]:

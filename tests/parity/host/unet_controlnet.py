@@ -90,7 +90,7 @@ def compute(model: Any, seesr: Any, inputs: Mapping[str, Tensor], size: str, set
 def _apply(model: Any, seesr: Any, inputs: Mapping[str, Tensor], size: str, soft: str, *, strength: float) -> Any:
     prompt = [[inputs[f"{size}.text"], {}]]
     node = plugin("nodes.apply").SeeSRApply
-    return node.execute(
+    applied = node.execute(
         model=[model],
         positive=[prompt],
         negative=[prompt],
@@ -102,6 +102,7 @@ def _apply(model: Any, seesr: Any, inputs: Mapping[str, Tensor], size: str, soft
         start_percent=[0.0],
         end_percent=[1.0],
     ).args
+    return tuple(entry for (entry,) in applied)
 
 
 def _single_call(x: Tensor, sigma: Tensor) -> Any:
