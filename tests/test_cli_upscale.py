@@ -517,7 +517,7 @@ def test_ctrl_c_from_outside_ends_with_130(model: Path, source: Path, tmp_path: 
 
 
 QUIET = {
-    "command": "from seesr_core.cli.main import main; sys.exit(main(['upscale', *sys.argv[1:], '--steps', '1']))",
+    "command": "from seesr_core.cli.main import main; sys.exit(main(['upscale', *sys.argv[1:]]))",
     "library": "from seesr_core.models import load_models; load_models('nano', device='cpu', dtype='bf16')",
 }
 

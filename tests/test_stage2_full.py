@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from seesr_core.dape import DAPE
@@ -28,7 +29,6 @@ from seesr_core.method.unet import build_unet
 from seesr_core.runtime.memory import available_memory
 from trainer.capacity.dry_run import GIB, cost_of_pass
 from trainer.data.order import seeded
-from trainer.nano.autoencoder import build_autoencoder
 from trainer.nano.tagger import tagger_config
 from trainer.nano.text import build_text_encoder, train_tokenizer
 from trainer.stage2.networks import Networks, build_networks
@@ -130,7 +130,7 @@ def one_step(unet: dict[str, Any], text_width: int, soft_width: int, folder: Pat
     base = Base(
         unet_config=unet,
         unet_state={},
-        vae=build_autoencoder(),
+        vae=AutoencoderTiny(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         scheduler={},

@@ -356,7 +356,10 @@ def operations(width: int, unet_config: Any, controlnet_config: Any, tokens: int
     with torch.device("meta"):
         unet = build_unet(unet_config, context_dim=width).eval()
         controlnet = build_controlnet(controlnet_config, context_dim=width).eval()
-        x, text = torch.empty(1, 4, side, side), torch.empty(1, 77, unet_config["cross_attention_dim"])
+        x, text = (
+            torch.empty(1, unet_config.get("in_channels", 4), side, side),
+            torch.empty(1, 77, unet_config["cross_attention_dim"]),
+        )
         soft, image = torch.empty(1, tokens, width), torch.empty(1, 3, 8 * side, 8 * side)
         t = torch.empty(1)
     extra = {"soft_prompt": soft, "rca_scale": 1.0}

@@ -73,10 +73,10 @@ NANO = ModelShape(
     name="the embedded small model",
     channels=64,
     vae_channels=64,
-    call=(9.9221504e7, 5.74272e6, 280.0),
+    call=(9.9221504e7, 5.784192e6, 280.0),
     vae_pixel=(1.00584e6, 0.0),
     tagger=2e9,
-    half=9_601_604 + 4_233_168 + 2_445_063,
+    half=6_844_112 + 2_771_328 + 4_240_080 + 2_458_899,
     single=1_298_112 + 4_402_335,
 )
 

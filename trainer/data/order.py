@@ -49,7 +49,7 @@ class Stream:
     STAGE2_ADAPTERS = 18
     """Start of the adapters."""
 
-    FEW_STEPS = 27
+    FEW_STEPS = 28
     """Which steps are eq. 2's, noise, exact codes and kind of degradation of the few-step tuning."""
 
     NANO_AUTOENCODER_VIEW = 3
