@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.k_diffusion.sampling as k_diffusion
+import comfy.sample
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ def sample(
     Raises:
         SettingsError: a latent, sigmas or noise that cannot be sampled.
     """
+    latent = _with_channels(model, latent)
     check_latent(model, latent)
     check_sigmas(sigmas)
     if isinstance(noise, LRENoise):
@@ -61,6 +63,14 @@ def _host_node(*inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     given = SamplerCustomAdvanced().sample(*inputs)
     latent, denoised = getattr(given, "result", given)
     return latent, denoised
+
+
+def _with_channels(model: Any, latent: Mapping[str, Any]) -> dict[str, Any]:
+    """The LATENT; an empty one, which the host's nodes make of four channels, with those of the model, as they do."""
+    samples = latent["samples"]
+    if not getattr(samples, "is_nested", False) and samples.ndim == 4 and samples.numel():
+        samples = comfy.sample.fix_empty_latent_channels(model, samples)
+    return {**latent, "samples": samples}
 
 
 def check_latent(model: Any, latent: Mapping[str, Any]) -> None:

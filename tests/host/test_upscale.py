@@ -164,7 +164,7 @@ def test_every_setting_reaches_the_picture(nano: dict[str, Any]) -> None:
     [
         (
             "from the model",
-            {"steps": 4, "cfg": 1.0, "sampler_name": "ddim", "start_timestep": 251, "color_fix": "wavelet"},
+            {"steps": 10, "cfg": 1.0, "sampler_name": "ddim", "start_timestep": 99, "color_fix": "wavelet"},
         ),
         ("turbo", {"steps": 2, "cfg": 1.0, "sampler_name": "ddpm", "start_timestep": 999, "color_fix": "adain"}),
     ],
@@ -176,15 +176,16 @@ def test_presets_decide_on_values_left_at_their_defaults(
     values = plugin("nodes.host.presets").sampling_values
     given = {"solver": fresh["sampler_name"], **{k: v for k, v in fresh.items() if k != "sampler_name"}}
     found = values(preset, nano["seesr_model"].defaults, {**given, "spacing": "leading"})
-    assert found.pop("spacing") == ("trailing" if preset == "turbo" else "leading")
+    assert found.pop("spacing") == "trailing", "as SD-turbo and the small model want it"
     assert found == {"solver": same_as["sampler_name"], **{k: v for k, v in same_as.items() if k != "sampler_name"}}
     if preset == "from the model":
         image = photos()
         assert torch.equal(
-            upscaled(nano, image, **fresh, preset=preset)[0], upscaled(nano, image, **same_as, preset="custom")[0]
+            upscaled(nano, image, **fresh, preset=preset)[0],
+            upscaled(nano, image, **same_as, preset="from the model")[0],
         )
         changed = values(preset, nano["seesr_model"].defaults, {**given, "spacing": "leading", "steps": 7})
-        assert (changed["steps"], changed["start_timestep"]) == (7, 251)
+        assert (changed["steps"], changed["start_timestep"]) == (7, 99)
 
 
 def test_another_colour_fix_of_the_same_run_samples_nothing(nano: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def compute(model: Any, seesr: Any, inputs: Mapping[str, Tensor], size: str, set
     from comfy.patcher_extension import WrappersMP
 
     strength = settings["conditioning_scale"] if settings["control"] else 0.0
-    patched, _, _ = _apply(model, seesr, inputs, size, settings["soft_unet"], strength=0.0)
+    patched, _, _ = _apply(model, seesr, inputs, size, settings["soft_unet"], strength=strength)
     _, positive, negative = _apply(model, seesr, inputs, size, settings["soft_controlnet"] or "A", strength=strength)
     record = Record()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "parity", record)
