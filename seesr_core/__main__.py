@@ -11,11 +11,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (the process's own if None); returns the exit code."""
     _occupy_standard_streams()
     try:
-        with terminable():
+        with terminable() as asked:
             # Importing what a command needs takes seconds in which a person may change their mind.
             from .cli.main import main as run
 
-            return run(argv)
+            code = run(argv)
+            return code and (asked.code or code)
     except KeyboardInterrupt as error:
         return exit_code(error)
 

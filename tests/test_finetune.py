@@ -24,7 +24,7 @@ from seesr_core.cli.main import main as cli
 from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts, read_control, write_control
-from seesr_core.model_files import GivenFiles, find_model
+from seesr_core.model_files import NANO_FOLDER, GivenFiles, find_model
 from seesr_core.models import load_models
 from trainer.capacity.dry_run import dry_run
 from trainer.engine.adapters import add_lora, merge_lora
@@ -239,9 +239,6 @@ def test_the_debug_recipe_takes_the_embedded_files_and_its_run_upscales(photos: 
     assert cli(["upscale", str(small), str(tmp_path / "x.png"), "--model", str(folder)]) == 1
 
 
-NANO = Path(stage2.__file__).parents[1] / "seesr_core" / "nano"
-
-
 def write_pages(folder: Path, count: int = 6) -> Path:
     """Pages with coloured bars, which the small model has never seen; returns their list, pairs lie beside it."""
     for kind in ("HR", "LR"):
@@ -269,9 +266,9 @@ def test_the_recipes_adapt_the_small_model(tmp_path: Path, name: str) -> None:
     pages = write_pages(tmp_path)
     recipe, *more = RECIPES[name]
     files = {
-        "base": NANO / "checkpoints" / "seesr-nano.safetensors",
-        "dape": NANO / "dape" / "dape-nano.safetensors",
-        "init": NANO / "seesr" / "seesr-nano-control.safetensors",
+        "base": NANO_FOLDER / "checkpoints" / "seesr-nano.safetensors",
+        "dape": NANO_FOLDER / "dape" / "dape-nano.safetensors",
+        "init": NANO_FOLDER / "seesr" / "seesr-nano-control.safetensors",
         "data": pages,
         "validate": pages.parent / "pairs",
         "out": tmp_path / "run",

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -16,22 +17,36 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM)."""
 
 
+@dataclass(slots=True)
+class Asked:
+    """Whether the process was asked to end."""
+
+    code: int = 0
+    """What it then returns, whatever a library made of the interruption; 0 if it was not asked."""
+
+
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Inside, SIGTERM raises `Terminated` in the main thread; in others, and where somebody else cares, it does not."""
+def terminable() -> Iterator[Asked]:
+    """Inside, SIGTERM raises `Terminated` in the main thread; in others, and where somebody else cares, it does not.
+
+    Libraries may catch what a signal raises and fail in words of their own, so the value tells that it came.
+    """
+    asked = Asked()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        asked.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    ours = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _raise)
+    before = [(number, usual) for number, usual in ours if main and signal.getsignal(number) is usual]
+    for number, _ in before:
+        signal.signal(number, interrupt)
     try:
-        yield
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+        for number, usual in before:
+            signal.signal(number, usual)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:

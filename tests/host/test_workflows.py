@@ -226,7 +226,7 @@ def test_9_lre_on_and_off(server: Server, object_info: dict[str, Any]) -> None:
     compare = run.outputs[graphs.nodes_of(graph, "ImageCompare")[0]]
     assert len(compare["a_images"]) == len(compare["b_images"]) == 1
 
-    usual = nano.full_graph(object_info, steps=10, start_timestep=999, tile_size=768)
+    usual = nano.full_graph(object_info, steps=10, spacing="leading", start_timestep=999, tile_size=768)
     assert np.array_equal(on, saved(server, server.run(usual), usual, "seesr")[0])
     stock = _off_by_stock_nodes(graph)
     assert np.array_equal(off, saved(server, server.run(stock), stock, "seesr_lre_off")[0])
