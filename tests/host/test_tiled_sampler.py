@@ -200,7 +200,7 @@ def refusal(match: str) -> Any:
     ("samples", "match"),
     [
         (torch.full((1, LATENT_CHANNELS, 8, 8), float("nan")), "LATENT holds values that are no numbers"),
-        (torch.zeros(1, 5, 8, 8), rf"with {LATENT_CHANNELS} channels .* found shape \(1, 5, 8, 8\)"),
+        (torch.ones(1, 5, 8, 8), rf"with {LATENT_CHANNELS} channels .* found shape \(1, 5, 8, 8\)"),
         (torch.zeros(1, LATENT_CHANNELS, 2, 8, 8), "LATENT of pictures"),
         (torch.zeros(0, LATENT_CHANNELS, 8, 8), "LATENT of pictures"),
     ],
