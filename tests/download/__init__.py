@@ -1,0 +1,1 @@
+"""Downloading weights from a stand-in for the hub."""
