@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .dape import Tag, prepare
+from .dape import Tag, tagger_input
 from .dape.vocabulary import split_words
 from .errors import ImageError
 from .method.denoiser import Denoiser
@@ -24,8 +24,7 @@ from .method.sampling import Denoise, StepNoise, sample, start_latent
 from .method.schedule import start_for
 from .method.text import compose_prompt, encode_prompts
 from .models import Models
-from .pictures.sizes import Picture, Sizes, as_rgb, finish, prepare_size, to_tensor
-from .pictures.sizes import prepare as prepare_image
+from .pictures.sizes import Picture, Sizes, as_rgb, finish, prepare, prepare_size, to_tensor
 from .report import Report
 from .runtime.memory import Meter, one_sentence_when_exhausted
 from .runtime.planning import count_tiles, default_tile_batch, require_resources
@@ -128,7 +127,7 @@ class SeeSRPipeline:
         """Tags and soft prompt of the photos as they are, before any upscaling, in one pass of the tagger."""
         dape = self.models.dape
         size = dape.config.swin.image_size
-        inputs = torch.cat([prepare(to_tensor(photo), size) for photo in photos])
+        inputs = torch.cat([tagger_input(to_tensor(photo), size) for photo in photos])
         tokens, logits = dape(inputs.to(self.models.device))
         exclude = split_words(settings.exclude)
         tags = self.models.vocabulary.select(logits, threshold=settings.threshold, exclude=exclude)
@@ -165,7 +164,7 @@ class SeeSRPipeline:
 
     def prepare(self, photos: Iterable[Image.Image], settings: UpscaleSettings) -> Tensor:
         """The upscaled photos that condition the networks: uint8 (B, 3, H, W), sides multiples of 8."""
-        pictures = (prepare_image(photo, scale=settings.scale, min_size=settings.min_size) for photo in photos)
+        pictures = (prepare(photo, scale=settings.scale, min_size=settings.min_size) for photo in photos)
         return torch.stack([_to_u8_tensor(picture) for picture in pictures])
 
     def encode(self, prepared: Tensor, settings: UpscaleSettings) -> Tensor:

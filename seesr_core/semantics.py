@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .dape import Tag, prepare
+from .dape import Tag, tagger_input
 from .dape.grounding import ground
 from .method.regions import Regions, fit_masks, guidance_share, joined_spans, number_tokens
 from .method.text import compose_prompt, count_tokens, encode_prompts, text_length
@@ -136,7 +136,7 @@ class SemanticsReader:
         """Soft prompts (P, B, L, D) of all tiles, and the tags, tile by tile and photo by photo within."""
         dape, side = self.models.dape, self.models.dape.config.swin.image_size
         photos = [to_tensor(photo) for photo in self.photos]
-        inputs = [prepare(photo_part(photo, tile, *self.size), side) for tile, photo in product(tiles, photos)]
+        inputs = [tagger_input(photo_part(photo, tile, *self.size), side) for tile, photo in product(tiles, photos)]
         read = [
             dape(torch.cat(inputs[i : i + _TILES_AT_ONCE]).to(self.models.device))
             for i in range(0, len(inputs), _TILES_AT_ONCE)

@@ -129,11 +129,11 @@ def test_the_tagger_sees_the_photo_before_it_is_enlarged(
 ) -> None:
     seen: list[tuple[int, ...]] = []
 
-    def prepare(image: torch.Tensor, size: int) -> torch.Tensor:
+    def tagger_input(image: torch.Tensor, size: int) -> torch.Tensor:
         seen.append(tuple(image.shape))
         return image.new_zeros(len(image), 3, size, size)
 
-    monkeypatch.setattr("seesr_core.pipeline.prepare", prepare)
+    monkeypatch.setattr("seesr_core.pipeline.tagger_input", tagger_input)
     pipeline(photo(16, 20))
     assert seen == [(1, 3, 20, 16)]
 

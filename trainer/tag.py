@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import tyro
 
-from seesr_core.dape import DAPE, Vocabulary, prepare
+from seesr_core.dape import DAPE, Vocabulary, tagger_input
 from seesr_core.errors import DataError
 from seesr_core.pictures.sizes import from_u8
 from seesr_core.runtime.files import atomic_write
@@ -142,7 +142,7 @@ def _lines(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, out: P
     images, places = [], []
     for photo in photos:
         try:
-            images.append(prepare(from_u8(load_photo(photo)[None]), size))
+            images.append(tagger_input(from_u8(load_photo(photo)[None]), size))
             places.append(_place(photo, out))
         except DataError as error:
             log.warning("skipped: %s", error)

@@ -15,8 +15,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...seesr_core.dape import DAPE, DAPEConfig, Tag, Vocabulary
-from ...seesr_core.dape import prepare as prepare_input
+from ...seesr_core.dape import DAPE, DAPEConfig, Tag, Vocabulary, tagger_input
 from ...seesr_core.dape.grounding import enlarge, ground_tokens
 from ...seesr_core.errors import ImageError
 from ...seesr_core.model_files import tagger_files
@@ -116,7 +115,7 @@ class HostDAPE:
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         weight = self.patcher.model.label_embed
         side = self.config.swin.image_size
-        pixels = torch.cat([prepare_input(image, side, antialias=antialias) for image in images_13HW])
+        pixels = torch.cat([tagger_input(image, side, antialias=antialias) for image in images_13HW])
         reading = DAPEReading(*(part.float().cpu() for part in self.patcher.model(pixels.to(weight))))
         for part in reading:
             advice = f"it computes in {weight.dtype}: start the host with --force-fp32, or get the file again"

@@ -5,7 +5,7 @@ from .grounding import ground
 from .head import HeadConfig
 from .lora import merge_published_lora
 from .model import DAPE, DAPEConfig, DAPEOutput
-from .preprocess import prepare
+from .preprocess import tagger_input
 from .vocabulary import Tag, Vocabulary
 
 __all__ = [
@@ -18,5 +18,5 @@ __all__ = [
     "Vocabulary",
     "ground",
     "merge_published_lora",
-    "prepare",
+    "tagger_input",
 ]

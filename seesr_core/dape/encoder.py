@@ -331,7 +331,7 @@ class SwinEncoder(nn.Module):
         if x_B3HW.shape[1:] != (3, size, size):
             raise ImageError(
                 f"The tagger takes images of shape (B, 3, {size}, {size}); found {tuple(x_B3HW.shape)}. "
-                "Bring the image to that size with dape.preprocess.prepare."
+                "Bring the image to that size with dape.tagger_input."
             )
         tokens_BNC = self.norm(self.layers(self.patch_embed(x_B3HW)).flatten(1, 2))
         return torch.cat([tokens_BNC.mean(dim=1, keepdim=True), tokens_BNC], dim=1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import ImageError, SettingsError
 from .model import DAPE
-from .preprocess import prepare
+from .preprocess import tagger_input
 from .vocabulary import Tag
 
 Method = Literal["windows", "attention", "gradient"]
@@ -50,7 +50,7 @@ def ground(dape: DAPE, photo: Tensor, tags: Iterable[Tag | int], *, method: Meth
     if picture.ndim != 4 or len(picture) != 1:
         raise ImageError(f"Tags are grounded in one photo (3, height, width) at a time; found {tuple(photo.shape)}.")
     weight = dape.label_embed
-    inputs = prepare(picture.float(), dape.config.swin.image_size).to(weight)
+    inputs = tagger_input(picture.float(), dape.config.swin.image_size).to(weight)
     maps = ground_tokens(dape, dape.encode_image(inputs), [_place(tag) for tag in tags], method=method)
     return enlarge(maps, *picture.shape[-2:])
 

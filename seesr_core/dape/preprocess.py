@@ -13,7 +13,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def prepare(
+def tagger_input(
     image_B3HW: Tensor, size: int, *, antialias: bool = True, mode: Literal["bilinear", "bicubic"] = "bilinear"
 ) -> Tensor:
     """Resize to `size`² without keeping the aspect, then normalise.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..dape import DAPE, Vocabulary, prepare
+from ..dape import DAPE, Vocabulary, tagger_input
 from ..pictures.reading import read_photo
 from ..pictures.sizes import to_tensor
 
@@ -49,7 +49,7 @@ def tag_change(original: DAPE, stored: DAPE, vocabulary: Vocabulary, photos: Seq
     """
     change = TagChange()
     for photo in photos:
-        image = prepare(to_tensor(read_photo(photo, frame=None).rgb), original.config.swin.image_size)
+        image = tagger_input(to_tensor(read_photo(photo, frame=None).rgb), original.config.swin.image_size)
         before, after = original(image), stored(image)
         names = [{tag.name for tag in vocabulary.select(out.logits_BN)[0]} for out in (before, after)]
         change.photos += 1

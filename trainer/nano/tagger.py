@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from seesr_core.dape.encoder import SwinConfig
 from seesr_core.dape.head import HeadConfig
 from seesr_core.dape.model import DAPE, DAPEConfig
-from seesr_core.dape.preprocess import normalize, prepare
+from seesr_core.dape.preprocess import normalize, tagger_input
 from seesr_core.errors import SettingsError
 
 from ..data.order import Stream, by_image, epoch_order, seeded
@@ -192,7 +192,7 @@ def predict(model: DAPE, photos: Sequence[Photo], *, batch: int = 32) -> Tensor:
     """Logits (photos, words) of the plain photos."""
     device = next(model.parameters()).device
     size = model.config.swin.image_size
-    images = [prepare(load_rgb(photo.path)[None].float().div(255), size) for photo in photos]
+    images = [tagger_input(load_rgb(photo.path)[None].float().div(255), size) for photo in photos]
     return torch.cat(
         [
             model(torch.cat(images[i : i + batch]).to(device)).logits_BN.float().cpu()

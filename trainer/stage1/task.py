@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
+from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, tagger_input
 from seesr_core.method.losses import PromptLoss, prompt_loss
 from seesr_core.pictures.sizes import from_u8, to_u8
 
@@ -140,7 +140,7 @@ class Stage1Task:
         return pair.lr if self.config.student_input == "small" else pair.lr_upsampled
 
     def _prepare(self, image_B3HW: Tensor) -> Tensor:
-        return prepare(image_B3HW, self.size, antialias=self.config.antialias)
+        return tagger_input(image_B3HW, self.size, antialias=self.config.antialias)
 
     def _compare(self, output: DAPEOutput, target: DAPEOutput) -> PromptLoss:
         return prompt_loss(*output, *target, weight=self.config.logits_weight)

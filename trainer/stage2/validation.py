@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seesr_core.dape import Vocabulary, prepare
+from seesr_core.dape import Vocabulary, tagger_input
 from seesr_core.errors import DataError
 from seesr_core.method.losses import noise_loss
 from seesr_core.method.text import training_text
@@ -143,7 +143,7 @@ class Validation:
 
     def _tags(self, networks: Networks, condition: Tensor) -> str:
         dape = networks.dape
-        logits = dape(prepare(condition, dape.config.swin.image_size)).logits_BN
+        logits = dape(tagger_input(condition, dape.config.swin.image_size)).logits_BN
         (tags,) = self.vocabulary.select(logits.float().cpu())
         return training_text([tag.name for tag in tags])
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from seesr_core.dape import DAPE, Vocabulary, merge_published_lora, prepare
+from seesr_core.dape import DAPE, Vocabulary, merge_published_lora, tagger_input
 from seesr_core.dape.lora import PEFT_PREFIX, SCALING, published_lora_to_peft, unfuse_qkv
 
 from ..compare import Comparison
@@ -52,7 +52,7 @@ def preparation(inputs: dict[str, Tensor]) -> Iterator[Comparison]:
     """The photos against the network input made from them (without antialiasing, as the published environment)."""
     expected = inputs["ram_input"]
     for index in range(len(expected)):
-        prepared = prepare(_picture(inputs[f"img{index}_u8"]), expected.shape[-1], antialias=False)
+        prepared = tagger_input(_picture(inputs[f"img{index}_u8"]), expected.shape[-1], antialias=False)
         yield Comparison.of(GROUP, "inputs", f"img{index}.prepared", prepared, expected[index : index + 1], PIXELS)
 
 
@@ -62,7 +62,7 @@ def shrinking(
     """A photo larger than the network's input, by every way of shrinking that the variant's meta file lists."""
     for name, (antialias, mode) in RESAMPLING.items():
         if name in meta:
-            prepared = prepare(_picture(image_HW3), meta[name]["shape"][-1], antialias=antialias, mode=mode)
+            prepared = tagger_input(_picture(image_HW3), meta[name]["shape"][-1], antialias=antialias, mode=mode)
             sliced = prepared[_slices(meta[name]["slice"])]
             yield Comparison.of(GROUP, variant, f"{name}_slice", sliced, outputs[f"{name}_slice"], PIXELS)
 

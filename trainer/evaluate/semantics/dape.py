@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, prepare
+from seesr_core.dape import DAPE, DAPEOutput, Vocabulary, tagger_input
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.pictures.sizes import from_u8
 
@@ -125,12 +125,10 @@ def look(tagger: DAPE, dape: DAPE, photos: Sequence[Photo], options: Options) ->
     clean = [load_rgb(photo.path) for photo in photos]
     names = [photo.path.name for photo in photos]
     lr = [
-        tagger_input(image, size)
-        for repeat in range(options.repeats)
-        for image in _degrade(clean, names, repeat, options)
+        input_of(image, size) for repeat in range(options.repeats) for image in _degrade(clean, names, repeat, options)
     ]
     return Looks(
-        clean=run_tagger(tagger, [tagger_input(image, size) for image in clean]),
+        clean=run_tagger(tagger, [input_of(image, size) for image in clean]),
         degraded={"tagger": run_tagger(tagger, lr), "DAPE": run_tagger(dape, lr)},
     )
 
@@ -168,9 +166,9 @@ def _degrade(clean: Sequence[Tensor], names: Sequence[str], repeat: int, options
     ]
 
 
-def tagger_input(image_3HW: Tensor, size: int) -> Tensor:
+def input_of(image_3HW: Tensor, size: int) -> Tensor:
     """The tagger's input (1, 3, size, size) of a uint8 picture, as in use."""
-    return prepare(from_u8(image_3HW[None]), size)
+    return tagger_input(from_u8(image_3HW[None]), size)
 
 
 def run_tagger(tagger: DAPE, inputs: Sequence[Tensor], *, batch: int = 16) -> DAPEOutput:

@@ -29,7 +29,7 @@ from ..quality.paper import SemanticDataset
 from ..quality.protocols import ProtocolName
 from ..report.intervals import resamples
 from ..report.tables import Column, markdown, show, write_json
-from .dape import precision_rows, run_tagger, section, tagger_input
+from .dape import input_of, precision_rows, run_tagger, section
 from .detection import detection
 from .overview import TITLES, overview, paper_rows
 from .precision import why_absent
@@ -193,7 +193,7 @@ def _logits(tagger: DAPE, cases: Sequence[Case], protocol: ProtocolName) -> dict
     for case in cases:
         pictures = case.load(protocol).pictures
         for row, parts in rows.items():
-            parts.append(run_tagger(tagger, [tagger_input(pictures[row], size)]).logits_BN)
+            parts.append(run_tagger(tagger, [input_of(pictures[row], size)]).logits_BN)
     return {row: torch.cat(parts) for row, parts in rows.items()}
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seesr_core.dape import DAPE, Tag, Vocabulary, prepare
+from seesr_core.dape import DAPE, Tag, Vocabulary, tagger_input
 from seesr_core.dape.grounding import METHODS, Method, enlarge, ground_tokens
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.pictures.sizes import from_u8
@@ -107,7 +107,7 @@ class _Asked:
     def look(self, picture_3HW: Tensor) -> tuple[Tensor, list[Tag]]:
         """Soft prompt and tags of a picture, [0, 1]."""
         size = self.tagger.config.swin.image_size
-        tokens, logits = self.tagger(prepare(picture_3HW[None], size))
+        tokens, logits = self.tagger(tagger_input(picture_3HW[None], size))
         (tags,) = self.vocabulary.select(logits, threshold=self.options.threshold)
         return tokens, tags
 
