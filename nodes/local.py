@@ -19,7 +19,7 @@ from .host.conds import join_tokens
 from .host.local import TEXT, TileSoftPrompt
 from .host.text import encode_text
 from .host.tiling.tiles import TileSettings
-from .prompts import added_prompt_input, compose_text
+from .prompts import added_prompt_input, compose_text, exclude_input, photo_input, threshold_input, words_input
 from .regions import as_image, as_picture
 from .schema import DAPEType, SoftPromptType, channels_first, make_schema, unit_range
 from .tiled import overlap_input, tile_size_input
@@ -47,7 +47,7 @@ class SeeSRTilePrompts(io.ComfyNode):
             inputs=[
                 DAPEType.Input("dape", tooltip="The tagger, from SeeSR Load DAPE."),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
-                io.Image.Input("image", tooltip="The photo at its own, low resolution, not the upscaled one."),
+                photo_input(),
                 io.Image.Input("prepared", tooltip="The upscaled photo, from SeeSR Prepare Image."),
                 tile_size_input(
                     "Side of a tile in pixels of the result, a multiple of 8. A picture no larger than one tile is "
@@ -65,18 +65,9 @@ class SeeSRTilePrompts(io.ComfyNode):
                     default=True,
                     tooltip="Whether every tile is also told what the whole photo shows, after its own.",
                 ),
-                io.Float.Input(
-                    "threshold",
-                    default=1.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="Factor on every tag's own threshold: below 1 finds more tags, above 1 fewer.",
-                ),
-                io.String.Input(
-                    "exclude", default="", tooltip="Tags never to use, separated by commas, in English or Chinese."
-                ),
-                io.String.Input("prompt", default="", multiline=True, tooltip="Your own words, after the tags."),
+                threshold_input(),
+                exclude_input(),
+                words_input(),
                 added_prompt_input(),
             ],
             outputs=[

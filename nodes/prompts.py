@@ -32,23 +32,8 @@ class SeeSRExtractTags(io.ComfyNode):
             description="Names what the photo shows, even where it is blurred or noisy. One line of tags per picture "
             "of the batch; nodes after it run once per line.",
             search_aliases=["seesr tags", "image tagging", "interrogate", "ram tagger", "caption", "dape"],
-            inputs=[
-                DAPEType.Input("dape", tooltip="The tagger, from SeeSR Load DAPE."),
-                io.Image.Input("image", tooltip="The photo at its own, low resolution, not the upscaled one."),
-                threshold_input(),
-                exclude_input(),
-                io.Combo.Input(
-                    "language",
-                    options=["en", "zh"],
-                    default="en",
-                    tooltip="Language of the tags. Stable Diffusion reads English.",
-                ),
-            ],
-            outputs=[
-                io.String.Output(
-                    display_name="tags", is_output_list=True, tooltip="Tags separated by commas, one text per picture."
-                )
-            ],
+            inputs=tagging_inputs(),
+            outputs=[tags_output()],
         )
 
     @classmethod
@@ -73,7 +58,7 @@ class SeeSRPrompt(io.ComfyNode):
             search_aliases=["seesr prompt", "compose prompt", "join tags", "positive prompt"],
             inputs=[
                 io.String.Input("tags", force_input=True, tooltip="From SeeSR Extract Tags, or any other text."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="Your own words, after the tags."),
+                words_input(),
                 added_prompt_input(),
             ],
             outputs=[io.String.Output(display_name="text", tooltip="The positive prompt.")],
@@ -99,7 +84,7 @@ class SeeSRSoftPrompt(io.ComfyNode):
             search_aliases=["seesr soft prompt", "image embedding", "representation tokens", "dape"],
             inputs=[
                 DAPEType.Input("dape", tooltip="The tagger, from SeeSR Load DAPE."),
-                io.Image.Input("image", tooltip="The photo at its own, low resolution, not the upscaled one."),
+                photo_input(),
             ],
             outputs=[SoftPromptType.Output(display_name="soft_prompt", tooltip="For SeeSR Apply.")],
         )
@@ -108,6 +93,27 @@ class SeeSRSoftPrompt(io.ComfyNode):
     def execute(cls, dape: HostDAPE, image: Tensor) -> io.NodeOutput:
         """The tokens of every picture."""
         return io.NodeOutput(dape.read(image).tokens_BLD)
+
+
+def tagging_inputs() -> list[io.Input]:
+    """A tagger, a photo, and which of its tags are wanted in what language."""
+    return [
+        DAPEType.Input("dape", tooltip="The tagger, from SeeSR Load DAPE."),
+        photo_input(),
+        threshold_input(),
+        exclude_input(),
+        io.Combo.Input(
+            "language",
+            options=["en", "zh"],
+            default="en",
+            tooltip="Language of the tags. Stable Diffusion reads English.",
+        ),
+    ]
+
+
+def photo_input() -> io.Image.Input:
+    """What the tagger looks at."""
+    return io.Image.Input("image", tooltip="The photo at its own, low resolution, not the upscaled one.")
 
 
 def threshold_input(*, optional: bool = False) -> io.Float.Input:
@@ -131,6 +137,18 @@ def exclude_input(*, optional: bool = False) -> io.String.Input:
         optional=optional,
         tooltip="Tags never to use, separated by commas, in English or Chinese.",
     )
+
+
+def tags_output() -> io.String.Output:
+    """The tags of each picture."""
+    return io.String.Output(
+        display_name="tags", is_output_list=True, tooltip="Tags separated by commas, one text per picture."
+    )
+
+
+def words_input() -> io.String.Input:
+    """The user's own words."""
+    return io.String.Input("prompt", default="", multiline=True, tooltip="Your own words, after the tags.")
 
 
 def added_prompt_input() -> io.String.Input:

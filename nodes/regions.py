@@ -18,8 +18,15 @@ from ..seesr_core.pictures.overlay import draw_regions
 from .host.regions import KEY, RegionPrompt
 from .host.report import warn_on_node
 from .host.text import encode_text, token_counter
-from .prompts import added_prompt_input, compose_text, warn_without_tags
-from .schema import DAPEType, channels_first, make_schema
+from .prompts import (
+    added_prompt_input,
+    compose_text,
+    tagging_inputs,
+    tags_output,
+    warn_without_tags,
+    words_input,
+)
+from .schema import channels_first, make_schema
 
 if TYPE_CHECKING:
     from .host.dape import HostDAPE
@@ -38,31 +45,9 @@ class SeeSRGroundTags(io.ComfyNode):
             "without a segmentation model. For SeeSR Region Prompt, SeeSR Spatial Guidance or any node that takes "
             "masks.",
             search_aliases=["grounding", "tag masks", "where is", "attention map", "segment tags", "seesr regions"],
-            inputs=[
-                DAPEType.Input("dape", tooltip="The tagger, from SeeSR Load DAPE."),
-                io.Image.Input("image", tooltip="The photo at its own, low resolution, not the upscaled one."),
-                io.Float.Input(
-                    "threshold",
-                    default=1.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="Factor on every tag's own threshold: below 1 finds more tags, above 1 fewer.",
-                ),
-                io.String.Input(
-                    "exclude", default="", tooltip="Tags never to use, separated by commas, in English or Chinese."
-                ),
-                io.Combo.Input(
-                    "language",
-                    options=["en", "zh"],
-                    default="en",
-                    tooltip="Language of the tags. Stable Diffusion reads English.",
-                ),
-            ],
+            inputs=tagging_inputs(),
             outputs=[
-                io.String.Output(
-                    display_name="tags", is_output_list=True, tooltip="Tags separated by commas, one text per picture."
-                ),
+                tags_output(),
                 io.Mask.Output(
                     display_name="masks",
                     tooltip="One mask per tag in the tags' order, picture after picture; 1 where the tag is.",
@@ -131,7 +116,7 @@ class SeeSRRegionPrompt(io.ComfyNode):
                 io.Mask.Input(
                     "masks", tooltip="One mask per tag in the tags' order. Tags without a mask act everywhere."
                 ),
-                io.String.Input("prompt", default="", multiline=True, tooltip="Your own words, after the tags."),
+                words_input(),
                 added_prompt_input(),
                 io.Float.Input(
                     "strength",

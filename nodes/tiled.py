@@ -160,18 +160,6 @@ class SeeSRTileModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        tile_size: int = 768,
-        overlap: int = 32,
-        tile_batch: int = 0,
-        window: Window = "reference",
-        layout: Layout = "published",
-    ) -> io.NodeOutput:
-        """A patched clone of the model."""
-        return io.NodeOutput(
-            tile_model(
-                model, TileSettings.from_pixels(tile_size, overlap, tile_batch=tile_batch, window=window, layout=layout)
-            )
-        )
+    def execute(cls, model: Any, tile_size: int = 768, overlap: int = 32, **layout: Any) -> io.NodeOutput:
+        """A patched clone of the model; older graphs lack some of the inputs of `TileSettings.from_pixels`."""
+        return io.NodeOutput(tile_model(model, TileSettings.from_pixels(tile_size, overlap, **layout)))

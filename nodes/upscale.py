@@ -36,7 +36,7 @@ from .image import (
 )
 from .latent import latent_init, schedule_sigmas, seed_input, start_timestep_input, steps_input
 from .local import USES, read_tiles
-from .prompts import added_prompt_input, compose_text, exclude_input, extract_tags, threshold_input
+from .prompts import added_prompt_input, compose_text, exclude_input, extract_tags, threshold_input, words_input
 from .schema import DAPEType, ModelType, folded, make_schema
 from .steering import fidelity_input
 from .tiled import cfg_input, overlap_input, tile_size_input
@@ -323,7 +323,7 @@ def _sampling() -> list[Any]:
         steps_input(),
         cfg_input("How strongly the prompt guides. At 1 the negative prompt is left out and a step costs half."),
         seed_input(),
-        io.String.Input("prompt", default="", multiline=True, tooltip="Your own words, after the tags."),
+        words_input(),
         folded(added_prompt_input()),
         folded(
             io.String.Input("negative_prompt", default=_PUBLISHED.negative, tooltip="What guidance leads away from.")

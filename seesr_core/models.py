@@ -27,21 +27,31 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True)
-class Models:
-    """Everything that upscaling needs; the networks are frozen and in evaluation mode."""
+class Networks:
+    """The networks of one model."""
 
     unet: Any
-    """U-Net with RCA, in `dtype`."""
+    """U-Net with RCA."""
     controlnet: Any
-    """ControlNet with RCA, in `dtype`."""
+    """ControlNet with RCA and its image encoder."""
     vae: Any
-    """`AutoencoderTiny` or `AutoencoderKL`, in `dtype`."""
+    """`AutoencoderTiny` or `AutoencoderKL`."""
     text_encoder: Any
-    """`CLIPTextModel`, in float32."""
+    """`CLIPTextModel`."""
     tokenizer: Any
     """`CLIPTokenizer`."""
     dape: DAPE
-    """The tagger, in float32, since its thresholds are fine."""
+    """The tagger, its adapters merged."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Models(Networks):
+    """Everything that upscaling needs; the networks are frozen and in evaluation mode.
+
+    U-Net, ControlNet and autoencoder are in `dtype`, the text encoder in float32, and so is the tagger, since its
+    thresholds are fine.
+    """
+
     vocabulary: Vocabulary
     """The tags that the tagger knows, with their thresholds."""
     name: str = ""

@@ -158,7 +158,10 @@ def around_unet(
     transformer_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """A call of the U-Net (`WrappersMP.DIFFUSION_MODEL`) with regions in its text attention."""
+    """A call of the U-Net (`WrappersMP.DIFFUSION_MODEL`) with regions in its text attention.
+
+    Its parameters are those of the host's U-Net, by whose names other plugins call it; RCA's wrapper has the same.
+    """
     options = dict(transformer_options or {})
     regions = take_regions(kwargs, context)
     if regions is not None and regions.acts:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ...seesr_core.errors import ImageError, SettingsError
 from ...seesr_core.tiling.autoencoder import decode_tiled, encode_tiled
+from ...seesr_core.tiling.grid import PIXELS_PER_CELL
 from ..schema import channels_first, require_finite, view_channels_first
 
-PIXELS_PER_CELL = 8
 LARGE_PIXELS = 1536 * 1536
 """Pictures with more pixels are encoded and decoded in tiles."""
 TILE_PX = 1024
@@ -93,8 +93,8 @@ def _checked_size(image_BHWC: Tensor) -> tuple[int, int]:
     height, width = view_channels_first(image_BHWC).shape[-2:]
     if height % PIXELS_PER_CELL or width % PIXELS_PER_CELL:
         raise ImageError(
-            f"Expected a picture with sides that are multiples of 8, found {width}×{height}; connect SeeSR Prepare "
-            "Image."
+            f"Expected a picture with sides that are multiples of {PIXELS_PER_CELL}, found {width}×{height}; connect "
+            "SeeSR Prepare Image."
         )
     require_finite(image_BHWC, "The picture", "check the node it comes from", ImageError)
     return height, width

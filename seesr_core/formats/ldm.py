@@ -60,33 +60,22 @@ def unet_from_ldm(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
 
 def taesd_to_ldm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An `AutoencoderTiny` state dict under TAESD's names; its decoder counts the clamp in front as layer 0."""
-    return {
-        _taesd_key(key, "encoder.layers.", "taesd_encoder.", 0): t
-        for key, t in state.items()
-        if key.startswith("encoder.")
-    } | {
-        _taesd_key(key, "decoder.layers.", "taesd_decoder.", 1): t
-        for key, t in state.items()
-        if key.startswith("decoder.")
-    }
+    return _moved_layers(state, ("encoder.layers.", "taesd_encoder.", 0), ("decoder.layers.", "taesd_decoder.", 1))
 
 
 def taesd_from_ldm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `taesd_to_ldm`; other keys (`vae_scale`, `vae_shift`) are left out."""
-    return {
-        _taesd_key(key, "taesd_encoder.", "encoder.layers.", 0): t
-        for key, t in state.items()
-        if key.startswith("taesd_encoder.")
-    } | {
-        _taesd_key(key, "taesd_decoder.", "decoder.layers.", -1): t
-        for key, t in state.items()
-        if key.startswith("taesd_decoder.")
-    }
+    return _moved_layers(state, ("taesd_encoder.", "encoder.layers.", 0), ("taesd_decoder.", "decoder.layers.", -1))
 
 
-def _taesd_key(key: str, old: str, new: str, shift: int) -> str:
-    index, _, rest = key.removeprefix(old).partition(".")
-    return f"{new}{int(index) + shift}.{rest}"
+def _moved_layers(state: Mapping[str, Tensor], *moves: tuple[str, str, int]) -> dict[str, Tensor]:
+    """Numbered layers under other names, each move an old prefix, the new one, and what is added to the numbers."""
+    moved = {}
+    for old, new, shift in moves:
+        for key in filter(lambda key: key.startswith(old), state):
+            index, _, rest = key.removeprefix(old).partition(".")
+            moved[f"{new}{int(index) + shift}.{rest}"] = state[key]
+    return moved
 
 
 def _rename(state: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:

@@ -38,8 +38,20 @@ def host() -> Iterator[Path]:
     assert folder is not None
     yield folder
     # The host's patchers need its modules when they go, and those are gone when Python ends.
-    nets.nano_seesr.cache_clear()
+    nets.forget()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The shipped U-Net, never patched itself."""
+    return nets.nano_model()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, Any]:
+    """One small photo, and what goes with it."""
+    return nets.nano_inputs(size=8)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .locate import PLUGIN, plugin
+from .small_nodes import load_checkpoint
 
 NANO = PLUGIN / "seesr_core" / "nano"
 
@@ -90,6 +91,24 @@ def nano_parts() -> Any:
 def nano_seesr() -> Any:
     """The shipped SEESR_MODEL."""
     return plugin("nodes.host.seesr_model").build_seesr_model(nano_parts(), name="nano")
+
+
+@functools.cache
+def nano_clip() -> Any:
+    """The shipped CLIP."""
+    return load_checkpoint(plugin("nodes.host.nano").EMBEDDED)["clip"]
+
+
+@functools.cache
+def nano_tagger() -> Any:
+    """The shipped SEESR_DAPE."""
+    return plugin("nodes.host.dape").load_dape(NANO / "dape" / "dape-nano.safetensors")
+
+
+def forget() -> None:
+    """Let go of what is kept."""
+    for kept in (nano_seesr, nano_clip, nano_tagger):
+        kept.cache_clear()
 
 
 def nano_inputs(batch: int = 1, size: int = 16, seed: int = 0) -> dict[str, Any]:

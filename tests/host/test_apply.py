@@ -11,12 +11,6 @@ from . import nets
 from .locate import plugin
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The shipped U-Net."""
-    return nets.nano_model()
-
-
 def arguments(model: Any, batch: int = 1, **changes: Any) -> dict[str, list[Any]]:
     """The node's inputs as the host hands them over: lists."""
     made = nets.nano_inputs(batch=batch, size=8)

@@ -13,18 +13,6 @@ from . import nets
 from .locate import plugin
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The shipped U-Net."""
-    return nets.nano_model()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> dict[str, Any]:
-    """One small photo."""
-    return nets.nano_inputs(size=8)
-
-
 def applied(
     model: Any, inputs: dict[str, Any], *, positive: Any = None, negative: Any = None, **settings: Any
 ) -> tuple[Any, Any, Any]:

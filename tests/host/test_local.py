@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
@@ -10,35 +9,10 @@ import torch
 from torch import Tensor
 
 from .locate import plugin
-from .nets import LATENT_CHANNELS, NANO, nano_model, nano_seesr
+from .nets import LATENT_CHANNELS, nano_clip, nano_model, nano_seesr, nano_tagger
 from .sampling import noise, outputs, sample_stock, sample_tiled, sigmas
-from .small_nodes import load_checkpoint
 
 TILES: dict[str, Any] = {"tile_size": 64, "overlap": 0}
-
-
-@functools.cache
-def clip() -> Any:
-    return load_checkpoint(plugin("nodes.host.nano").EMBEDDED)["clip"]
-
-
-@functools.cache
-def tagger() -> Any:
-    return plugin("nodes.host.dape").load_dape(NANO / "dape" / "dape-nano.safetensors")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forget() -> Any:
-    """The host's patchers need its modules when they go."""
-    yield
-    clip.cache_clear()
-    tagger.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The shipped U-Net."""
-    return nano_model()
 
 
 def photos(count: int = 1, width: int = 32, seed: int = 0) -> Tensor:
@@ -58,14 +32,14 @@ def read(image: Tensor, prepared: Tensor | None = None, **changes: Any) -> tuple
     given |= {"prompt": "", "added_prompt": "clean", **changes}
     found: tuple[Any, Any, list[str], Tensor] = outputs(
         plugin("nodes.local").SeeSRTilePrompts.execute(
-            tagger(), clip(), image, enlarged(image) if prepared is None else prepared, **given
+            nano_tagger(), nano_clip(), image, enlarged(image) if prepared is None else prepared, **given
         )
     )
     return found
 
 
 def encode(text: str) -> Any:
-    return plugin("nodes.host.text").encode_text(clip(), text)
+    return plugin("nodes.host.text").encode_text(nano_clip(), text)
 
 
 def apply(model: Any, positive: Any, soft: Any, prepared: Tensor) -> tuple[Any, Any, Any]:
@@ -100,9 +74,9 @@ def sampled(model: Any, positive: Any, soft: Any, prepared: Tensor, **options: A
 
 def ordinary(image: Tensor, threshold: float = 0.7) -> tuple[Any, Tensor, str]:
     """The plain prompts of one photo."""
-    (line,) = plugin("nodes.prompts").extract_tags(tagger(), image, threshold=threshold)
+    (line,) = plugin("nodes.prompts").extract_tags(nano_tagger(), image, threshold=threshold)
     text = plugin("nodes.prompts").compose_text(line, "", "clean")
-    return encode(text), tagger().read(image).tokens_BLD, line
+    return encode(text), nano_tagger().read(image).tokens_BLD, line
 
 
 def test_a_picture_of_one_tile_has_exactly_the_ordinary_prompts(model: Any) -> None:
@@ -145,23 +119,17 @@ def test_each_tile_is_run_as_alone_with_its_own_prompts(model: Any, use: str, ke
         torch.testing.assert_close(together[..., start : start + 8], alone, rtol=1e-3, atol=2e-3)
 
 
-def test_both_tiled_samplers_give_the_same(model: Any) -> None:
+@pytest.mark.parametrize("before", [False, True], ids=["after Apply", "before Apply"])
+def test_a_tile_model_gives_what_the_tiled_sampler_gives(model: Any, before: bool) -> None:
+    def in_tiles(model: Any) -> Any:
+        return outputs(plugin("nodes.tiled").SeeSRTileModel.execute(model, 64, 0))[0]
+
     image = photos()
     prepared = enlarged(image)
     positive, soft, *_ = read(image)
-    patched, *conditions = apply(model, positive, soft, prepared)
-    tiled = outputs(plugin("nodes.tiled").SeeSRTileModel.execute(patched, 64, 0))[0]
+    patched, *conditions = apply(in_tiles(model) if before else model, positive, soft, prepared)
+    tiled = patched if before else in_tiles(patched)
     stock = sample_stock(tiled, noise(), sigmas(patched, 1), latent(prepared), prompts=tuple(conditions))
-    assert torch.equal(sampled(model, positive, soft, prepared), stock)
-
-
-def test_a_tile_model_before_apply_is_as_good(model: Any) -> None:
-    image = photos()
-    prepared = enlarged(image)
-    positive, soft, *_ = read(image)
-    tiled = outputs(plugin("nodes.tiled").SeeSRTileModel.execute(model, 64, 0))[0]
-    patched, *conditions = apply(tiled, positive, soft, prepared)
-    stock = sample_stock(patched, noise(), sigmas(patched, 1), latent(prepared), prompts=tuple(conditions))
     assert torch.equal(sampled(model, positive, soft, prepared), stock)
 
 
@@ -215,7 +183,7 @@ def test_lines_and_preview_go_row_by_row() -> None:
 
 def test_the_tagger_looks_at_all_tiles_together_and_once() -> None:
     image, seen = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(9)), []
-    hook = tagger().patcher.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    hook = nano_tagger().patcher.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     try:
         read(image)
         read(image, use="tags")

@@ -24,18 +24,6 @@ def by_hooks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return hooks
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The shipped U-Net, never patched itself."""
-    return nets.nano_model()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> dict[str, Any]:
-    """One small photo."""
-    return nets.nano_inputs(size=8)
-
-
 def with_rca(
     model: Any, soft_prompt: Tensor, *, strength: float = 1.0, window: tuple[float, float] = (0.0, 1.0)
 ) -> Any:

@@ -13,35 +13,10 @@ from torch import Tensor, nn
 
 from . import nets
 from .locate import plugin
-from .nets import NANO, nano_model, nano_seesr
+from .nets import NANO, nano_clip, nano_model, nano_seesr, nano_tagger
 from .sampling import noise, outputs, sample_tiled, sigmas
-from .small_nodes import load_checkpoint
 
 SIDE = 8
-
-
-@functools.cache
-def clip() -> Any:
-    return load_checkpoint(plugin("nodes.host.nano").EMBEDDED)["clip"]
-
-
-@functools.cache
-def tagger() -> Any:
-    return plugin("nodes.host.dape").load_dape(NANO / "dape" / "dape-nano.safetensors")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forget() -> Any:
-    """The host's patchers need its modules when they go."""
-    yield
-    clip.cache_clear()
-    tagger.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The shipped U-Net."""
-    return nano_model()
 
 
 def region_prompt(tags: str | Sequence[str], masks: Tensor | list[Tensor], strength: float = 1.0, **words: str) -> Any:
@@ -50,7 +25,7 @@ def region_prompt(tags: str | Sequence[str], masks: Tensor | list[Tensor], stren
     node = plugin("nodes.regions").SeeSRRegionPrompt
     return outputs(
         node.execute(
-            clip=[clip()],
+            clip=[nano_clip()],
             tags=[tags] if isinstance(tags, str) else list(tags),
             masks=masks if isinstance(masks, list) else [masks],
             strength=[strength],
@@ -60,7 +35,7 @@ def region_prompt(tags: str | Sequence[str], masks: Tensor | list[Tensor], stren
 
 
 def plain_prompt(text: str) -> Any:
-    return plugin("nodes.host.text").encode_text(clip(), text)
+    return plugin("nodes.host.text").encode_text(nano_clip(), text)
 
 
 def apply(model: Any, positive: list[Any], inputs: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
@@ -176,7 +151,7 @@ def test_one_call_of_the_networks_a_step_however_many_regions(model: Any) -> Non
 
 
 def test_tokens_of_tags_are_found(model: Any) -> None:
-    counter = plugin("nodes.host.text").token_counter(clip())
+    counter = plugin("nodes.host.text").token_counter(nano_clip())
     (((_, extras),),) = region_prompt("food, motor vehicle (red, old), cat", torch.zeros(3, 8, 8), prompt="nice")
     (region,) = extras["seesr_regions"]
     counts = [counter(tag) for tag in ("food", "motor vehicle (red, old)", "cat")]
@@ -304,7 +279,7 @@ def test_wrong_masks_are_named(caplog: pytest.LogCaptureFixture) -> None:
 def ground(image: Tensor, **changes: Any) -> tuple[list[str], Tensor, Tensor]:
     given = {"threshold": 1.0, "exclude": "", "language": "en", **changes}
     found: tuple[list[str], Tensor, Tensor] = outputs(
-        plugin("nodes.regions").SeeSRGroundTags.execute(tagger(), image, **given)
+        plugin("nodes.regions").SeeSRGroundTags.execute(nano_tagger(), image, **given)
     )
     return found
 
@@ -319,7 +294,8 @@ def example(size: tuple[int, int] = (96, 64)) -> Tensor:
 
 def test_ground_tags_gives_a_mask_for_each_tag_and_a_picture() -> None:
     lines, masks, shown = ground(example(), threshold=0.7)
-    assert lines == outputs(plugin("nodes.prompts").SeeSRExtractTags.execute(tagger(), example(), 0.7, "", "en"))[0]
+    read = plugin("nodes.prompts").SeeSRExtractTags.execute(nano_tagger(), example(), 0.7, "", "en")
+    assert lines == outputs(read)[0]
     assert masks.shape == (len(lines[0].split(", ")), 64, 96)
     assert masks.min() >= 0
     assert masks.amax((1, 2)).min() > 0.9
@@ -331,8 +307,8 @@ def test_grounding_is_the_cores() -> None:
     core = plugin("seesr_core.dape.grounding")
     image = example()
     _, masks, _ = ground(image)
-    network = tagger().patcher.model
-    tags = tagger().vocabulary.select(tagger().read(image).logits_BN)[0]
+    network = nano_tagger().patcher.model
+    tags = nano_tagger().vocabulary.select(nano_tagger().read(image).logits_BN)[0]
     assert tags
     torch.testing.assert_close(masks, core.ground(network, image[0].movedim(-1, 0), tags), rtol=1e-4, atol=1e-4)
 

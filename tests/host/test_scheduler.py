@@ -36,25 +36,18 @@ def test_no_timestep_left_is_refused():
         sigmas(nano_model(), steps=1, start_timestep=0)
 
 
-def test_a_model_with_another_kind_of_noise_is_refused():
+@pytest.mark.parametrize(
+    ("bases", "match"),
+    [
+        (("ModelSamplingDiscreteFlow", "CONST"), r"Stable Diffusion MODEL.*another kind"),
+        (("ModelSamplingContinuousEDM", "EPS"), "Stable Diffusion MODEL"),
+    ],
+)
+def test_a_model_with_another_kind_of_noise_is_refused(bases, match):
     import comfy.model_sampling
 
-    class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-        pass
-
+    other = type("Other", tuple(getattr(comfy.model_sampling, name) for name in bases), {})
     model = nano_model()
-    model.add_object_patch("model_sampling", Flow())
-    with pytest.raises(plugin("seesr_core.errors").SettingsError, match=r"Stable Diffusion MODEL.*another kind"):
-        sigmas(model, steps=2)
-
-
-def test_a_continuous_schedule_is_refused():
-    import comfy.model_sampling
-
-    class Continuous(comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.EPS):
-        pass
-
-    model = nano_model()
-    model.add_object_patch("model_sampling", Continuous())
-    with pytest.raises(plugin("seesr_core.errors").SettingsError, match="Stable Diffusion MODEL"):
+    model.add_object_patch("model_sampling", other())
+    with pytest.raises(plugin("seesr_core.errors").SettingsError, match=match):
         sigmas(model, steps=2)

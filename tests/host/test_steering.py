@@ -17,12 +17,6 @@ from .sampling import ddpm, host_extras, latents, noise, outputs, prompts, sampl
 SCALE = 0.18215
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The shipped U-Net."""
-    return nano_model()
-
-
 def faithful(model: Any, latent: Any, fidelity: float, decay: float = 4.0) -> Any:
     """What SeeSRFidelity makes of a model."""
     return outputs(plugin("nodes.steering").SeeSRFidelity.execute(model, latent, fidelity, decay))[0]

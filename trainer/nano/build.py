@@ -201,15 +201,7 @@ class Builder:
             ControlParts.from_modules(networks.unet, networks.controlnet, **about),
             dtype=torch.float32,
         )
-        parts = BaseParts.from_modules(
-            unet=networks.unet,
-            vae=networks.vae,
-            text_encoder=networks.text_encoder,
-            tokenizer=networks.tokenizer,
-            scheduler=SCHEDULER,
-            info=about,
-        )
-        write_base(self.parts["prior"][0], parts, dtype=torch.float32)
+        write_base(self.parts["prior"][0], _base_parts(networks, about), dtype=torch.float32)
 
     def _prior_networks(self) -> Networks:
         """Fresh networks, or those of `init`."""
@@ -293,15 +285,7 @@ class Builder:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         networks = self._networks(self.config.control)
         about: dict[str, Any] = {"recipe": "nano", "base": "seesr-nano", "step": self.config.few_steps.loop.steps}
-        parts = BaseParts.from_modules(
-            unet=networks.unet,
-            vae=networks.vae,
-            text_encoder=networks.text_encoder,
-            tokenizer=networks.tokenizer,
-            scheduler=SCHEDULER,
-            info=about,
-        )
-        write_base(folder / BASE, parts)
+        write_base(folder / BASE, _base_parts(networks, about))
         dape, vocabulary = read_dape(self.parts["dape"][0])
         write_dape(folder / DAPE_FILE, dape, vocabulary, source="nano, stage 1")
         control = ControlParts.from_modules(networks.unet, networks.controlnet, **about)
@@ -347,6 +331,18 @@ class Builder:
             return ()
         chinese = dict(zip(self._ram_tags(), _lines(self.tag_lists / "ram_tag_list_chinese.txt"), strict=True))
         return tuple(chinese.get(word, word) for word in words)
+
+
+def _base_parts(networks: Networks, about: dict[str, Any]) -> BaseParts:
+    """What of the networks goes into the base file."""
+    return BaseParts.from_modules(
+        unet=networks.unet,
+        vae=networks.vae,
+        text_encoder=networks.text_encoder,
+        tokenizer=networks.tokenizer,
+        scheduler=SCHEDULER,
+        info=about,
+    )
 
 
 def _read_autoencoder(path: Path) -> dict[str, torch.Tensor]:

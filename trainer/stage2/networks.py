@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from seesr_core.dape import DAPE, prepare
+from seesr_core import models
+from seesr_core.dape import DAPE, tagger_input
 from seesr_core.errors import SettingsError, WeightsError
 from seesr_core.formats.base import Base
 from seesr_core.formats.control import ControlParts
@@ -25,21 +25,8 @@ from .recipes import Stage2Config
 
 
 @dataclass(kw_only=True, slots=True)
-class Networks:
-    """The networks of stage 2."""
-
-    unet: Any
-    """U-Net, frozen, with RCA, which is trained."""
-    controlnet: Any
-    """ControlNet with image encoder and RCA, trained."""
-    vae: Any
-    """Autoencoder, frozen."""
-    text_encoder: Any
-    """Text encoder, frozen."""
-    tokenizer: Any
-    """Tokenizer of the text encoder."""
-    dape: DAPE
-    """DAPE, frozen, its adapters merged."""
+class Networks(models.Networks):
+    """The networks of stage 2: the ControlNet and the U-Net's RCA are trained, everything else is frozen."""
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +65,7 @@ class Networks:
     def soft_prompt(self, condition: Tensor) -> Tensor:
         """DAPE's tokens of the upsampled LR, resized as the published training does."""
         size = self.dape.config.swin.image_size
-        return self.dape.encode_image(prepare(condition, size, antialias=False, mode="bicubic")).float()
+        return self.dape.encode_image(tagger_input(condition, size, antialias=False, mode="bicubic")).float()
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Last hidden state (B, 77, D)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from seesr_core.method.denoiser import Denoiser
 from seesr_core.method.sampling import RecordedNoise, sample, start_latent
 from seesr_core.method.schedule import alphas_cumprod, ddpm_variance, timesteps
 from seesr_core.method.unet import build_unet
-from seesr_core.tiling.grid import TiledDenoiser, gaussian_window, tile_grid
+from seesr_core.tiling.grid import Tile, TiledDenoiser, gaussian_window, tile_grid
 from seesr_core.tiling.runner import PlacedDenoiser
 
 from ..compare import Comparison
@@ -106,9 +106,13 @@ def cases(folder: Path, *, full: bool) -> Iterator[Comparison]:
     fixture = Fixture.load(folder)
     yield from schedule_cases(fixture)
     yield from grid_cases(fixture)
-    for name, run in fixture.meta["runs"].items():
-        if full or is_fast(run):
-            yield from run_cases(fixture, name)
+    for name in run_names(fixture, full=full):
+        yield from run_cases(fixture, name)
+
+
+def run_names(recording: Recording, *, full: bool) -> list[str]:
+    """The recorded runs; `full=False` leaves long and large ones out."""
+    return [name for name, run in recording.meta["runs"].items() if full or is_fast(run)]
 
 
 def is_fast(run: Run) -> bool:
@@ -138,30 +142,46 @@ def schedule_cases(fixture: Fixture) -> Iterator[Comparison]:
 
 def grid_cases(fixture: Fixture) -> Iterator[Comparison]:
     """Tile offsets and blending weights."""
-    for key, grid in fixture.meta.items():
+
+    def tiles_of(grid: Mapping[str, Any]) -> list[Tile]:
+        height, width = grid["latent_hw"]
+        return tile_grid(height, width, grid["tile"], grid["overlap"])
+
+    yield from compare_grids(fixture, tiles_of, gaussian_window)
+
+
+def compare_grids(
+    recording: Recording,
+    tiles_of: Callable[[Mapping[str, Any]], Sequence[Tile]],
+    window: Callable[[int, int], Tensor],
+) -> Iterator[Comparison]:
+    """Offsets of the tiles that `tiles_of` lays for each recorded grid, and `window` of their height and width."""
+    for key, grid in recording.meta.items():
         if not key.endswith("_grid"):
             continue
-        name = key.removesuffix("_grid")
-        height, width = grid["latent_hw"]
-        tiles = tile_grid(height, width, grid["tile"], grid["overlap"])
+        name, tiles = key.removesuffix("_grid"), tiles_of(grid)
         yield Comparison.equal(GROUP, name, "tile_offsets", [[tile.y, tile.x] for tile in tiles], grid["offsets_yx"])
-        expected = fixture.outputs.get(f"{name}.tile_weights_f64")
+        expected = recording.outputs.get(f"{name}.tile_weights_f64")
         if expected is not None:
-            weights = gaussian_window(tiles[0].height, tiles[0].width)
+            weights = window(tiles[0].height, tiles[0].width)
             yield Comparison.of(GROUP, name, "tile_weights", weights, expected, WEIGHTS_TOLERANCE)
 
 
 def run_cases(fixture: Fixture, name: str) -> Iterator[Comparison]:
     """One sampling run: what the U-Net saw first, the first guided eps, saved latents, and the result."""
-    run = fixture.meta["runs"][name]
-    trace = compute(fixture, name)
+    yield from compare_run(fixture, name, compute(fixture, name))
+
+
+def compare_run(recording: Recording, name: str, trace: Trace) -> Iterator[Comparison]:
+    """What run `name` passed through against what was recorded of it."""
+    run = recording.meta["runs"][name]
     yield Comparison.equal(GROUP, name, "denoised_timesteps", trace.timesteps, run["denoised_timesteps"])
     if "unet_batch" in run:
         yield Comparison.equal(GROUP, name, "unet_batch", list(trace.unet_inputs[0].shape), run["unet_batch"])
     prefix = f"{name}."
-    for key in sorted(key for key in fixture.outputs if key.startswith(prefix)):
+    for key in sorted(key for key in recording.outputs if key.startswith(prefix)):
         quantity = key.removeprefix(prefix)
-        yield Comparison.of(GROUP, name, quantity, trace[quantity], fixture.outputs[key], LATENT_TOLERANCE)
+        yield Comparison.of(GROUP, name, quantity, trace[quantity], recording.outputs[key], LATENT_TOLERANCE)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -59,7 +59,7 @@ def rule_made(build: Callable[[Mapping[str, Any]], Any], config: Mapping[str, An
 def _run(
     unet: Any, control: Any, inputs: Mapping[str, Tensor], size: str, settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The residuals (if ControlNet runs) and ε of one run."""
+    """The residuals (if ControlNet runs) and ε of one run, which `predict_noise` would not show."""
     x, text = inputs[f"{size}.latent"], inputs[f"{size}.text"]
     t = torch.as_tensor(settings["timestep"])
     found: dict[str, Tensor] = {}

@@ -16,27 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seesr_core.tiling.grid import PIXELS_PER_CELL
+
 from ...host.locate import plugin
 from ..compare import Comparison
 from ..groups.pipeline import (
     DEFAULT_OVERLAP,
     DEFAULT_TILE,
     GROUP,
-    LATENT_TOLERANCE,
     TABLE_TOLERANCE,
-    WEIGHTS_TOLERANCE,
     Recording,
     Run,
     Trace,
+    compare_grids,
+    compare_run,
     input_set,
-    is_fast,
     networks_folder,
     read,
+    run_names,
     salts,
 )
 from .networks import rule_made
-
-PIXELS_PER_CELL = 8
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,9 +62,8 @@ def cases(folder: Path, *, full: bool) -> Iterator[Comparison]:
     fixture = Fixture.load(folder)
     yield from schedule_cases(fixture)
     yield from grid_cases(fixture)
-    for name, run in fixture.meta["runs"].items():
-        if full or is_fast(run):
-            yield from run_cases(fixture, name)
+    for name in run_names(fixture, full=full):
+        yield from run_cases(fixture, name)
 
 
 def schedule_cases(fixture: Fixture) -> Iterator[Comparison]:
@@ -100,30 +99,22 @@ def _step_std(sigma: Tensor, following: Tensor) -> Tensor:
 
 def grid_cases(fixture: Fixture) -> Iterator[Comparison]:
     """Tile offsets and blending weights as the tiled sampler has them."""
-    for key, grid in fixture.meta.items():
-        if not key.endswith("_grid"):
-            continue
-        name = key.removesuffix("_grid")
-        settings = plugin("nodes.host.tiling.tiles").TileSettings(tile=grid["tile"], overlap=grid["overlap"])
-        tiles = plugin("seesr_core.tiling.grid").tile_grid(*grid["latent_hw"], settings.tile, settings.overlap)
-        yield Comparison.equal(GROUP, name, "tile_offsets", [[tile.y, tile.x] for tile in tiles], grid["offsets_yx"])
-        expected = fixture.outputs.get(f"{name}.tile_weights_f64")
-        if expected is not None:
-            weights = plugin("seesr_core.tiling.grid").gaussian_window(tiles[0].height, tiles[0].width, settings.window)
-            yield Comparison.of(GROUP, name, "tile_weights", weights, expected, WEIGHTS_TOLERANCE)
+    grids, settings_type = plugin("seesr_core.tiling.grid"), plugin("nodes.host.tiling.tiles").TileSettings
+
+    def tiles_of(grid: Mapping[str, Any]) -> Any:
+        settings = settings_type(tile=grid["tile"], overlap=grid["overlap"])
+        return grids.tile_grid(*grid["latent_hw"], settings.tile, settings.overlap)
+
+    def window(height: int, width: int) -> Tensor:
+        weights: Tensor = grids.gaussian_window(height, width, settings_type(tile=height, overlap=0).window)
+        return weights
+
+    yield from compare_grids(fixture, tiles_of, window)
 
 
 def run_cases(fixture: Fixture, name: str) -> Iterator[Comparison]:
     """One sampling run: what the U-Net saw first, the first guided eps, saved latents, and the result."""
-    run = fixture.meta["runs"][name]
-    trace = compute(fixture, name)
-    yield Comparison.equal(GROUP, name, "denoised_timesteps", trace.timesteps, run["denoised_timesteps"])
-    if "unet_batch" in run:
-        yield Comparison.equal(GROUP, name, "unet_batch", list(trace.unet_inputs[0].shape), run["unet_batch"])
-    prefix = f"{name}."
-    for key in sorted(key for key in fixture.outputs if key.startswith(prefix)):
-        quantity = key.removeprefix(prefix)
-        yield Comparison.of(GROUP, name, quantity, trace[quantity], fixture.outputs[key], LATENT_TOLERANCE)
+    yield from compare_run(fixture, name, compute(fixture, name))
 
 
 @torch.no_grad()
