@@ -43,7 +43,7 @@ def test_the_shipped_steps_are_run(tmp_path: Path) -> None:
     assert torch.equal(z, made.restored(made.shown.get(0, made._show), 0))
 
 
-@pytest.mark.parametrize("learns", ["denoiser", "decoder"])
+@pytest.mark.parametrize("learns", ["denoiser", "decoder", "all"])
 def test_gradients_reach_what_learns_and_nothing_else(tmp_path: Path, learns: str) -> None:
     made = task(tmp_path, learns=learns)
     loss, _ = made.loss(0)
@@ -53,8 +53,8 @@ def test_gradients_reach_what_learns_and_nothing_else(tmp_path: Path, learns: st
         name: any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
         for name, module in {"unet": nets.unet, "controlnet": nets.controlnet, "decoder": nets.vae.decoder}.items()
     }
-    denoiser = learns == "denoiser"
-    assert reached == {"unet": denoiser, "controlnet": denoiser, "decoder": not denoiser}
+    denoiser, decoder = learns != "decoder", learns != "denoiser"
+    assert reached == {"unet": denoiser, "controlnet": denoiser, "decoder": decoder}
     assert all(p.grad is None for p in nets.vae.encoder.parameters())
 
 
@@ -69,6 +69,25 @@ def test_targets_are_photo_and_teacher_by_their_weights(tmp_path: Path) -> None:
     zero, one = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
     both = made._to_both(made.picture_loss, zero, one, zero)
     assert float(both) == pytest.approx(0.75 * float(made.picture_loss(zero, one)))
+
+
+def test_exact_codes_are_judged_by_the_photo_alone(tmp_path: Path) -> None:
+    """A decoder that were taught the teacher's picture of an exact code would no longer be the encoder's inverse."""
+    losses = [
+        task(tmp_path, teacher=teacher, learns="decoder", exact_share=1.0).loss(0)[0]
+        for teacher in (lambda lr: F.interpolate(lr, scale_factor=4), lambda lr: F.interpolate(lr * 0, scale_factor=4))
+    ]
+    assert torch.equal(*losses)
+
+
+def test_a_window_holds_the_same_place_of_latents_and_pictures(tmp_path: Path) -> None:
+    made = task(tmp_path, window=16)
+    z = torch.arange(64.0).view(1, 1, 8, 8)
+    picture = F.interpolate(z, scale_factor=8)
+    seen = [made._window(step, z, picture) for step in range(20)]
+    assert all(torch.equal(F.interpolate(part, scale_factor=8), shown) for part, shown in seen)
+    assert {tuple(part.shape) for part, _ in seen} == {(1, 1, 2, 2)}
+    assert len({float(part[0, 0, 0, 0]) for part, _ in seen}) > 5
 
 
 def test_mild_degradation_is_mild() -> None:

@@ -248,7 +248,7 @@ class Builder:
         _save(self.parts["few-steps"][0], weights)
 
     def decoder(self) -> None:
-        """Tune the autoencoder's decoder on the latents that the finished networks restore, and on exact ones."""
+        """Tune the autoencoder's decoder together with them, on the latents that they restore and on exact ones."""
         weights = self._tuned(self.config.decoder)
         _save(self.parts["decoder"][0], weights)
 
@@ -272,10 +272,10 @@ class Builder:
         start = read_control(self.parts["control"][0])
         networks = build_networks(load_base(self.parts["prior"][0]), self._dape(), config, start)
         networks.vae = self._vae().requires_grad_(False)
-        tuned = self.parts["few-steps"][0]
-        if tuned.exists():
-            both = nn.ModuleDict({"unet": networks.unet, "controlnet": networks.controlnet})
-            both.load_state_dict(load_file(tuned), strict=False)
+        both = nn.ModuleDict({"unet": networks.unet, "controlnet": networks.controlnet})
+        for tuned in (self.parts[part][0] for part in ("few-steps", "decoder")):
+            if tuned.exists():
+                both.load_state_dict(load_file(tuned), strict=False)
         return networks
 
     def package(self) -> None:

@@ -33,7 +33,7 @@ class NanoConfig:
     few_steps: FewStepConfig
     """U-Net, ControlNet and RCA, tuned end to end for the steps of `defaults`."""
     decoder: FewStepConfig
-    """The autoencoder's decoder, tuned on what they restore."""
+    """The autoencoder's decoder, tuned on what they restore, and they with it."""
     vocab_size: int = 2048
     """Tokens of the text encoder's vocabulary."""
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +97,13 @@ def nano() -> NanoConfig:
         prior=PriorConfig(stage2=replace(control, loop=joint, null_text=0.3)),
         control=control,
         few_steps=_few_steps(steps=2500, learning_rate=6e-4, ema=0.99),
-        decoder=_few_steps(learns="decoder", steps=1500, learning_rate=3e-4, ema=0.99),
+        decoder=replace(
+            _few_steps(learns="all", steps=4000, learning_rate=4e-4, ema=0.995),
+            window=96,
+            exact_share=0.3,
+            deep_weight=1.0,
+            teacher_weight=0.25,
+        ),
         defaults=dict(NANO_DEFAULTS),
     )
 
@@ -156,7 +162,7 @@ def debug() -> NanoConfig:
         prior=PriorConfig(stage2=stage2, sizes=PriorSizes(channels=(64, 64), attention=(False, True), text_width=64)),
         control=stage2,
         few_steps=replace(few_steps, learns="denoiser"),
-        decoder=replace(few_steps, learns="decoder"),
+        decoder=replace(few_steps, learns="all"),
         vocab_size=600,
         defaults=dict(NANO_DEFAULTS),
     )

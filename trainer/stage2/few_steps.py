@@ -8,7 +8,7 @@ neighbours, and deep features. A part of the steps stays with eq. 2, which keeps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from seesr_core.method.sampling import StepNoise, sample, start_latent
 from seesr_core.method.schedule import alphas_cumprod, q_sample
 from seesr_core.method.text import compose_prompt
 from seesr_core.settings import UpscaleSettings
+from seesr_core.tiling.grid import PIXELS_PER_CELL
 
 from ..data.order import Stream, by_image, seeded
 from ..data.pairs import make_pairs
@@ -35,7 +36,7 @@ from .task import Stage2Task
 
 Upscaler = Callable[[Tensor], Tensor]
 """LR (B, 3, h, w) -> SR (B, 3, H, W), both in [0, 1]."""
-Learns = Literal["denoiser", "decoder"]
+Learns = Literal["denoiser", "decoder", "all"]
 
 
 def mild() -> DegradationConfig:
@@ -70,7 +71,8 @@ class FewStepConfig(Stage2Config):
     """How a model is tuned for its few steps; targets are the photos as they are, not sharpened."""
 
     learns: Learns = "denoiser"
-    """What is trained: U-Net and ControlNet through the frozen decoder, or the decoder on what these restore."""
+    """What is trained: U-Net and ControlNet through the frozen decoder, the decoder on what these restore, or all three
+    together."""
     mild: DegradationConfig = field(default_factory=mild)
     """A second degradation beside `degradation`."""
     mild_share: float = 0.6
@@ -78,12 +80,14 @@ class FewStepConfig(Stage2Config):
     noise_share: float = 0.12
     """Share of the steps that are eq. 2's, at all timesteps."""
     exact_share: float = 0.5
-    """Share of the images whose exact codes the decoder is given, when it is what learns; it is to stay an
-    autoencoder's."""
+    """Share of the images whose exact codes the decoder is given, when it learns; it is to stay an autoencoder's."""
+    window: int = 0
+    """Side in pixels, a multiple of 8, of the random window of every crop that is decoded and compared; 0 decodes whole
+    crops. The decoder costs most of a step."""
     teacher_weight: float = 0.5
     """Share of the teacher's picture in the targets; the rest is the photo's."""
     latent_weight: float = 0.15
-    """Weight of the error of the latents, which are seen without the decoder's softness."""
+    """Weight of the error of the latents against the photo's, which are seen without the decoder's softness."""
     edge_weight: float = 1.0
     """Weight of the differences of neighbouring pixels."""
     deep_weight: float = 0.3
@@ -137,12 +141,12 @@ class FewStepTask(Stage2Task):
         key = self.batches.key() + f" {config.mild} {config.mild_share} {teacher is not None}" if config.pool else ""
         self.shown = Pool(config.pool * config.loop.parts, key, pool_folder, kind=Shown)
         decoder = networks.vae.decoder
-        learns = {"denoiser": (networks.unet, networks.controlnet), "decoder": (decoder,)}
-        for name, modules in learns.items():
-            for module in modules:
-                module.requires_grad_(name == config.learns)
-        if config.learns == "decoder":
-            self.trained = nn.ModuleDict({"decoder": decoder})
+        parts = {"unet": networks.unet, "controlnet": networks.controlnet, "decoder": decoder}
+        learning = {"denoiser": ("unet", "controlnet"), "decoder": ("decoder",), "all": tuple(parts)}[config.learns]
+        for name, module in parts.items():
+            module.requires_grad_(name in learning)
+        self.trained = nn.ModuleDict({name: parts[name] for name in learning})
+        self.denoiser_learns, self.decoder_learns = "unet" in learning, "decoder" in learning
         self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # stubs know tensors only
 
     def identity(self) -> dict[str, Any]:
@@ -153,26 +157,29 @@ class FewStepTask(Stage2Task):
         """The losses of a part of a batch."""
         shown = self.shown.get(step, self._show)
         by_noise = float(torch.rand((), generator=seeded(self.config.loop.seed, Stream.FEW_STEPS, step)))
-        if self.config.learns == "denoiser" and by_noise < self.config.noise_share:
+        if self.denoiser_learns and by_noise < self.config.noise_share:
             return self._noise_loss(shown, step)
         hr, taught = (_signed(image.to(self.device)) for image in (shown.hr, shown.taught))
-        z = self._given(shown, step) if self.config.learns == "decoder" else self.restored(shown, step)
-        picture = self.networks.vae.decode(z / self.networks.vae.config.scaling_factor, return_dict=False)[0].float()
-        figures = {"picture": self._to_both(self.picture_loss, picture, hr, taught)}
-        if self.config.learns == "denoiser" and self.config.latent_weight:
-            codes = [self._encode(image) for image in (hr, taught)]
-            figures["latent"] = self.config.latent_weight * self._to_both(_charbonnier, z, *codes, epsilon=0.03)
+        codes = self._encode(hr)
+        with torch.set_grad_enabled(self.denoiser_learns):
+            z = self.restored(shown, step)
+        if self.decoder_learns:
+            exact = self._exact(step)
+            z, taught = torch.where(exact, codes, z), torch.where(exact, hr, taught)
+        z_seen, hr, taught = self._window(step, z, hr, taught)
+        picture = self.networks.vae.decode(z_seen / self.networks.vae.config.scaling_factor, return_dict=False)[0]
+        figures = {"picture": self._to_both(self.picture_loss, picture.float(), hr, taught)}
+        if self.denoiser_learns and self.config.latent_weight:
+            figures["latent"] = self.config.latent_weight * _charbonnier(z, codes, epsilon=0.1)
         if self.features is not None and self.config.deep_weight:
-            figures["deep"] = self.config.deep_weight * self._to_both(self.deep_loss, picture, hr, taught)
+            figures["deep"] = self.config.deep_weight * self._to_both(self.deep_loss, picture.float(), hr, taught)
         return torch.stack(list(figures.values())).sum(), {name: value.item() for name, value in figures.items()}
 
-    def _to_both(
-        self, loss: Callable[..., Tensor], result: Tensor, hr: Tensor, taught: Tensor, **more: float
-    ) -> Tensor:
+    def _to_both(self, loss: Callable[..., Tensor], result: Tensor, hr: Tensor, taught: Tensor) -> Tensor:
         """The loss against the photo and against the teacher, by their weights."""
         weight = self.config.teacher_weight if self.teacher else 0.0
-        total = (1 - weight) * loss(result, hr, **more)
-        return total + weight * loss(result, taught, **more) if weight else total
+        total = (1 - weight) * loss(result, hr)
+        return total + weight * loss(result, taught) if weight else total
 
     def picture_loss(self, result: Tensor, target: Tensor) -> Tensor:
         """Charbonnier on pixels and on differences of neighbours, pictures in [−1, 1]."""
@@ -214,14 +221,19 @@ class FewStepTask(Stage2Task):
             solver=settings.solver,
         )
 
-    @torch.no_grad()
-    def _given(self, shown: Shown, step: int) -> Tensor:
-        """What the decoder learns from: restored latents, exact codes among them."""
+    def _exact(self, step: int) -> Tensor:
+        """Which images the decoder is given exact codes of (B, 1, 1, 1); no teacher stands beside the photo there."""
         draws = by_image(self.config.loop.seed, Stream.FEW_STEPS, 2, images=self.config.loop.images(step))
-        exact = torch.cat([torch.rand(1, generator=g) for g in draws]).view(-1, 1, 1, 1) < self.config.exact_share
-        return torch.where(
-            exact.to(self.device), self._encode(_signed(shown.hr.to(self.device))), self.restored(shown, step)
-        )
+        share = torch.cat([torch.rand(1, generator=g) for g in draws]).view(-1, 1, 1, 1)
+        return (share < self.config.exact_share).to(self.device)
+
+    def _window(self, step: int, z: Tensor, *pictures: Tensor) -> tuple[Tensor, ...]:
+        """The step's window of latents and of the pictures that belong to them."""
+        side = self.config.window // PIXELS_PER_CELL or z.shape[-1]
+        generator = seeded(self.config.loop.seed, Stream.FEW_STEPS, 4, step)
+        place = [int(torch.randint(n - side + 1, (), generator=generator)) for n in z.shape[-2:]]
+        seen = _crop(z, place, side, 1)
+        return seen, *(_crop(picture, place, side, PIXELS_PER_CELL) for picture in pictures)
 
     @torch.no_grad()
     def _encode(self, image: Tensor) -> Tensor:
@@ -270,6 +282,13 @@ class FewStepTask(Stage2Task):
 
 def _signed(image_u8: Tensor) -> Tensor:
     return image_u8.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+
+
+def _crop(image: Tensor, place: Sequence[int], side: int, scale: int) -> Tensor:
+    """The window at `place` of `side`, both in cells of `scale` pixels."""
+    top, left = (scale * at for at in place)
+    part = image[..., top : top + scale * side, left : left + scale * side]
+    return part.contiguous(memory_format=torch.channels_last)
 
 
 def _to_u8(image: Tensor) -> Tensor:
