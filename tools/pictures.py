@@ -84,7 +84,18 @@ def copy_settings(info: dict[str, Any]) -> None:
         for node in loaded["nodes"]:
             if node["type"] in info:
                 _set(node, info[node["type"]], {k: v for k, v in settings.items() if k not in _OWN.get(number, set())})
+        _set_primitives(loaded, info)
         graphs.save(path, loaded)
+
+
+def _set_primitives(loaded: dict[str, Any], info: dict[str, Any]) -> None:
+    """Give every primitive node the value of the widgets that it feeds."""
+    nodes = {node["id"]: node for node in loaded["nodes"]}
+    for _, origin, _, target, slot, _ in loaded["links"]:
+        entry = nodes[target]["inputs"][slot]
+        if nodes[origin]["type"] in ("PrimitiveInt", "PrimitiveFloat") and entry["name"] in _WIDGETS.values():
+            values = graphs.widget_values(nodes[target], info[nodes[target]["type"]], check=False)
+            nodes[origin]["widgets_values"][0] = values[entry["name"]]
 
 
 def _set(node: dict[str, Any], info: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ VIRTUAL = ("Note", "MarkdownNote", "Reroute", "PrimitiveNode")
 """Nodes that live in the frontend alone."""
 MUTED, BYPASSED = 2, 4
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-_UNSAVED = ("IMAGECOMPARE",)
-"""Kinds that the frontend draws but neither saves nor lets anyone set; the server wants an entry for them."""
+_GROWING = "COMFY_AUTOGROW_V3"
+"""An input of several: the frontend saves a socket `name.part` for each."""
 _COMPANION_SLOTS = ("upload",)
 _SEEDS = ("seed", "noise_seed")
 
@@ -155,18 +155,23 @@ def _api_inputs(
 ) -> dict[str, Any]:
     inputs: dict[str, Any] = widget_values(node, info, check=check)
     specs = {spec.name: spec for spec in inputs_of(info)}
-    inputs.update({name: {} for name, spec in specs.items() if spec.kind in _UNSAVED})
     for slot in node.get("inputs", []):
-        if slot["name"] not in specs and slot["name"] not in _COMPANION_SLOTS:
+        if not _known(slot["name"], specs) and slot["name"] not in _COMPANION_SLOTS:
             raise GraphError(f"{_title(node)}: the schema has no input {slot['name']}")
         if slot.get("link") is not None:
             source = _source(slot["link"], nodes, links)
             if source is not None:
                 inputs[slot["name"]] = source
-    missing = [name for name, spec in specs.items() if spec.required and name not in inputs]
+    given = {name.partition(".")[0] for name in inputs}
+    missing = [name for name, spec in specs.items() if spec.required and name not in given]
     if missing:
         raise GraphError(f"{_title(node)}: nothing connected to {', '.join(missing)}")
     return inputs
+
+
+def _known(name: str, specs: dict[str, InputSpec]) -> bool:
+    first, _, part = name.partition(".")
+    return first in specs and (not part or specs[first].kind == _GROWING)
 
 
 def _source(link_id: int, nodes: dict[int, Any], links: dict[int, Any]) -> Any:
@@ -192,6 +197,11 @@ def _source_through(node: dict[str, Any], output: int, kind: str, nodes: dict[in
         if slot["type"] in (kind, "*"):
             return None if slot.get("link") is None else _source(slot["link"], nodes, links)
     return None
+
+
+def constant(graph: dict[str, Any], value: Any) -> Any:
+    """An input's value, or that of the primitive node it is linked to; graph in API form."""
+    return graph[value[0]]["inputs"]["value"] if isinstance(value, list) else value
 
 
 def _title(node: dict[str, Any]) -> str:

@@ -43,6 +43,8 @@ def small(graph: dict[str, Any]) -> dict[str, Any]:
         prepare["min_size"] = 0
     for tiled in (node for kind in _TILED for node in nodes_of(graph, kind)):
         tiled["tile_size"], tiled["overlap"] = 128, 32
+    for cut in nodes_of(graph, "ImageScale"):
+        cut["width"] = cut["height"] = min(PHOTO_SIZE)
     for decode in nodes_of(graph, "VAEDecodeTiled"):
         decode["tile_size"], decode["overlap"] = 128, 32
     return graph

@@ -62,6 +62,17 @@ def assert_shows_photo(picture: np.ndarray, scale: float) -> None:
     assert nano.likeness(picture, nano.enlarged(size)) > 0.8
 
 
+def side_by_side(server: Server, run: Run, graph: dict[str, Any]) -> np.ndarray:
+    """What the compare node of a workflow shows."""
+    (file,) = run.image_files(graphs.only(graph, "PreviewImage"))
+    return server.picture(file)
+
+
+def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Two pictures of one height with the white line that the workflows draw between them."""
+    return np.hstack([left, np.full((len(left), 8, 3), 255, np.uint8), right])
+
+
 def test_twelve_workflows_with_pictures() -> None:
     assert sorted(nano.number_of(path) for path in PATHS) == list(range(1, 13))
     for path in PATHS:
@@ -80,20 +91,21 @@ def test_fits_the_nodes(path: Path, object_info: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_is_readable(path: Path) -> None:
-    """A note says what it does, nodes do not lie on each other, everything is saved as the frontend saves it."""
+    """A note says what it does, everything is saved as the frontend saves it; the looks: `test_workflow_layout.py`."""
     loaded = graphs.load(path)
     assert loaded["version"] == 0.4
     assert len(loaded["groups"]) >= 3
     notes = [node for node in loaded["nodes"] if node["type"] == "MarkdownNote"]
     assert any("**To change**" in note["widgets_values"][0] for note in notes)
-    boxes = [(*node["pos"], *node["size"]) for node in loaded["nodes"]]
-    for i, a in enumerate(boxes):
-        for b in boxes[i + 1 :]:
-            apart = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] + 30 <= b[1] or b[1] + b[3] + 30 <= a[1]
-            assert apart, f"{a} and {b} overlap"
     ours = [node for node in loaded["nodes"] if node["type"].startswith("SeeSR")]
     assert ours
     assert {node["properties"]["cnr_id"] for node in ours} == {"comfyui-seesr"}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_no_node_is_deprecated(path: Path, object_info: dict[str, Any]) -> None:
+    nodes = [object_info[node["type"]] for node in graphs.load(path)["nodes"] if node["type"] not in graphs.VIRTUAL]
+    assert not [node["name"] for node in nodes if node.get("deprecated") or node.get("experimental")]
 
 
 @pytest.mark.parametrize("number", REAL_NUMBERS)
@@ -116,14 +128,17 @@ def test_nano_settings_are_the_files(number: int, defaults: dict[str, Any], obje
     for setting, expected in defaults.items():
         if setting not in own:
             name = _WIDGETS.get(setting, setting)
-            found = {node["inputs"][name] for node in graph.values() if name in node["inputs"]}
+            given = [node["inputs"][name] for node in graph.values() if name in node["inputs"]]
+            found = {graphs.constant(graph, value) for value in given}
             assert found <= {expected}, f"{setting}: {found}, the file says {expected}"
 
 
 @pytest.mark.parametrize("number", REAL_NUMBERS)
 def test_published_settings(number: int, object_info: dict[str, Any]) -> None:
     graph = graphs.to_api(nano.workflow(number), object_info, check=False)
-    found = {name: value for node in graph.values() for name, value in node["inputs"].items()}
+    names = ("steps", "cfg", "spacing", "sampler_name", "start_timestep", "color_fix")
+    inputs = [entry for node in graph.values() for entry in node["inputs"].items()]
+    found = {name: graphs.constant(graph, value) for name, value in inputs if name in names}
     steps, cfg, spacing = {3: (50, 5.5, "leading"), 5: (2, 1.0, "trailing")}[number]
     assert (found["steps"], found["cfg"], found["spacing"]) == (steps, cfg, spacing)
     assert (found["sampler_name"], found["start_timestep"], found["color_fix"]) == ("ddpm", 999, "adain")
@@ -214,8 +229,6 @@ def test_8_folder_of_different_sizes(server: Server, object_info: dict[str, Any]
 
 def test_9_lre_on_and_off(server: Server, object_info: dict[str, Any]) -> None:
     """One side is the usual graph, the other is what the host's own sampling nodes make of pure noise."""
-    if "ImageCompare" not in object_info:
-        pytest.skip("this host has no compare node")
     graph = api(9, object_info)
     for sampler in nano.nodes_of(graph, "SeeSRTiledSampler"):
         sampler["tile_size"] = 768  # as shipped: the host's sampler knows no tiles
@@ -223,8 +236,7 @@ def test_9_lre_on_and_off(server: Server, object_info: dict[str, Any]) -> None:
     (on,) = saved(server, run, graph, "seesr_lre_on")
     (off,) = saved(server, run, graph, "seesr_lre_off")
     assert not np.array_equal(on, off)
-    compare = run.outputs[graphs.nodes_of(graph, "ImageCompare")[0]]
-    assert len(compare["a_images"]) == len(compare["b_images"]) == 1
+    assert np.array_equal(side_by_side(server, run, graph), beside(off, on))
 
     usual = nano.full_graph(object_info, steps=10, spacing="leading", start_timestep=999, tile_size=768)
     assert np.array_equal(on, saved(server, server.run(usual), usual, "seesr")[0])
@@ -243,7 +255,8 @@ def _off_by_stock_nodes(graph: dict[str, Any]) -> dict[str, Any]:
     guider = {key: given[key] for key in ("model", "positive", "negative", "cfg")}
     sampler = {key: given[key] for key in ("noise", "sampler", "sigmas", "latent_image")}
     on_side = [other for other in graphs.nodes_of(graph, "SaveImage") if "_on" in _prefix(graph, other)]
-    kept = {key: node for key, node in graph.items() if key not in (*on_side, *graphs.nodes_of(graph, "ImageCompare"))}
+    compare = [*graphs.nodes_of(graph, "ImageStitch"), *graphs.nodes_of(graph, "PreviewImage")]
+    kept = {key: node for key, node in graph.items() if key not in (*on_side, *compare)}
     return kept | {
         "guider": {"class_type": "CFGGuider", "inputs": guider},
         name: {"class_type": "SamplerCustomAdvanced", "inputs": {**sampler, "guider": ["guider", 0]}},
@@ -256,11 +269,12 @@ def _prefix(graph: dict[str, Any], name: str) -> str:
 
 def test_10_regions_and_the_plain_run(server: Server, object_info: dict[str, Any]) -> None:
     """Regions and guidance change the picture; at their neutral values it is the plain one, bit for bit."""
-    graph = _without_compare(api(10, object_info))
+    graph = api(10, object_info)
     run = server.run(graph)
     (bound,), (plain,) = (saved(server, run, graph, f"seesr_{name}") for name in ("regions", "plain"))
     assert_shows_photo(bound, 4)
     assert not np.array_equal(bound, plain)
+    assert np.array_equal(side_by_side(server, run, graph), beside(plain, bound))
     (where,) = saved(server, run, graph, "seesr_grounding")
     assert where.shape[1] / where.shape[0] == pytest.approx(WIDTH / HEIGHT, rel=0.02)
     nano.nodes_of(graph, "SeeSRRegionPrompt")[0]["strength"] = 0.0
@@ -280,7 +294,7 @@ def test_10_with_a_mask_painted_by_hand(server: Server, object_info: dict[str, A
     file = io.BytesIO()
     photo.save(file, "PNG")
     server.put("input", "painted.png", file.getvalue())
-    graph = _without_compare(api(10, server.get("/object_info")))
+    graph = api(10, server.get("/object_info"))
     nano.nodes_of(graph, "LoadImage")[0]["image"] = "painted.png"
     mask = [graphs.only(graph, "LoadImage"), 1]
     nano.nodes_of(graph, "SeeSRRegionPrompt")[0].update(tags="food", masks=mask)
@@ -291,16 +305,27 @@ def test_10_with_a_mask_painted_by_hand(server: Server, object_info: dict[str, A
     assert not np.array_equal(bound, plain)
 
 
+def test_11_gives_2048_pixels(object_info: dict[str, Any]) -> None:
+    """As shipped: a square of the photo, sixteen times larger, in three by three tiles."""
+    graph = graphs.to_api(nano.workflow(11), object_info)
+    (cut,), (finish,) = nano.nodes_of(graph, "ImageScale"), nano.nodes_of(graph, "SeeSRFinishImage")
+    scale = graphs.constant(graph, finish["scale"])
+    assert (cut["width"] * scale, cut["height"] * scale) == (2048, 2048)
+
+
 def test_11_prompts_per_tile(server: Server, object_info: dict[str, Any]) -> None:
     graph = api(11, object_info)
     run = server.run(graph)
     (picture,), (grid,) = (saved(server, run, graph, f"seesr_{name}") for name in ("tile_prompts", "tile_grid"))
-    assert_shows_photo(picture, 12)
-    assert grid.shape == picture.shape
+    whole = nano.enlarged((16 * WIDTH, 16 * HEIGHT))
+    left = 16 * (WIDTH - HEIGHT) // 2
+    assert picture.shape == grid.shape == (16 * HEIGHT, 16 * HEIGHT, 3)
+    assert nano.likeness(picture, whole[:, left : left + 16 * HEIGHT]) > 0.8
+    assert (grid != picture).any(axis=2).mean() > 0.01
 
 
 def test_12_more_fidelity_is_nearer_to_the_photo(server: Server, object_info: dict[str, Any]) -> None:
-    graph = _without_compare(api(12, object_info))
+    graph = api(12, object_info)
     run = server.run(graph)
     pictures = [saved(server, run, graph, f"seesr_fidelity_{name}")[0] for name in ("0", "50", "100")]
     photo = nano.enlarged((4 * WIDTH, 4 * HEIGHT)).astype(float)
@@ -309,8 +334,3 @@ def test_12_more_fidelity_is_nearer_to_the_photo(server: Server, object_info: di
     assert errors[0] > errors[2]
     usual = nano.full_graph(object_info)
     assert np.array_equal(pictures[0], saved(server, server.run(usual), usual, "seesr")[0])
-
-
-def _without_compare(graph: dict[str, Any]) -> dict[str, Any]:
-    """Older hosts have no node that compares two pictures."""
-    return {name: node for name, node in graph.items() if node["class_type"] != "ImageCompare"}
