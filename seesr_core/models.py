@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from .formats.base import Base, load_base
 from .formats.control import SOFT_WIDTH, ControlParts, read_control, read_published
 from .formats.metadata import as_dtype
 from .formats.ram import read_dape, read_ram_with_lists
+from .formats.segsr import change_control, read_segsr
 from .formats.tensorfile import read_header
 from .model_files import NANO, GivenFiles, ModelFiles, TaggerFiles, find_model, find_tagger
 from .runtime.devices import AUTO, choose_device, choose_dtype
 from .runtime.memory import require_memory
+from .segsr.model import SegSR
 from .settings import PRESETS, UpscaleSettings
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ class Models(Networks):
 
     vocabulary: Vocabulary
     """The tags that the tagger knows, with their thresholds."""
+    segsr: SegSR | None = None
+    """SegDM and bridge, in float32, if segmentation is to be denoised beside the picture; see `with_segsr`."""
     name: str = ""
     """The name by which the user asked for the model."""
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -107,6 +111,25 @@ def load_models(
         device=place,
         dtype=precision,
     )
+
+
+def with_segsr(models: Models, path: Path) -> Models:
+    """The models with SegSR, whose defaults go over theirs; the ControlNet is changed in place.
+
+    Raises:
+        WeightsError: a damaged file or one of another kind, or one for another ControlNet.
+        SettingsError: it was trained with a model of other sizes.
+    """
+    segsr, control = read_segsr(path), models.controlnet.config
+    segsr.check_fit(
+        latent_channels=control.in_channels,
+        token_width=models.dape.config.token_width,
+        hint_channels=control.block_out_channels[0],
+        name=str(path),
+    )
+    change_control(models.controlnet, segsr)
+    defaults = {**models.defaults, **segsr.defaults}
+    return replace(models, segsr=segsr.to(models.device), defaults=defaults)
 
 
 def load_tagger(

@@ -28,11 +28,14 @@ from .pictures.sizes import Picture, Sizes, as_rgb, finish, prepare, prepare_siz
 from .report import Report
 from .runtime.memory import Meter, one_sentence_when_exhausted
 from .runtime.planning import count_tiles, default_tile_batch, require_resources
+from .segsr.joint import JointDenoiser, JointRun, segmentation_noise
+from .segsr.labels import enlarge_labels, label_latent
+from .segsr.tiles import LabelPredictor
 from .semantics import Semantics, SemanticsReader
 from .settings import UpscaleSettings
 from .tiling.autoencoder import decode_tiled, encode_tiled
 from .tiling.grid import PIXELS_PER_CELL, TiledDenoiser
-from .tiling.runner import PictureVAE, PlacedDenoiser
+from .tiling.runner import PictureVAE, PlacedDenoiser, with_hint
 
 Progress = Callable[[int, int], None]
 """Told how many of how many network calls of the sampling are done."""
@@ -56,6 +59,8 @@ class Result:
     """RGB, exactly the photo's size × scale."""
     report: Report
     """How the picture came about: tags, sizes, seconds and memory."""
+    labels: Tensor | None = None
+    """With SegSR the class of each pixel, int64 (height, width) of the picture."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -109,16 +114,22 @@ class SeeSRPipeline:
             prepared = self.prepare(lr_photos, settings)
             semantics = self.place(lr_photos, prompts, texts, prepared, settings)
         with meter.phase("encode"):
-            z_lr = self.encode(prepared, settings) if settings.start == "lr" or settings.fidelity > 0 else None
+            wanted = settings.start == "lr" or settings.fidelity > 0 or self.models.segsr is not None
+            z_lr = self.encode(prepared, settings) if wanted else None
+            joint = self.join(z_lr, prompts.soft_prompt, settings)
         with meter.phase("sample"):
-            latent = self.sample(prepared, z_lr, states, prompts.soft_prompt, settings, semantics)
+            latent = self.sample(prepared, z_lr, states, prompts.soft_prompt, settings, semantics, joint)
         with meter.phase("decode"):
             decoded = self.decode(latent, settings)
         with meter.phase("finish"):
             images = self.finish(decoded, prepared, sizes, settings)
         common = self._report(replace(sizes, final=settings.result_size(sizes.lr)), settings, meter)
         return [
-            Result(image=settings.cut(image), report=common.of_photo(i, tags, text))
+            Result(
+                image=settings.cut(image),
+                report=common.of_photo(i, tags, text),
+                labels=None if joint is None else _fitted(joint.labels()[i], image, settings),
+            )
             for i, (image, tags, text) in enumerate(zip(images, prompts.tags, texts, strict=True))
         ]
 
@@ -179,6 +190,34 @@ class SeeSRPipeline:
         return PictureVAE(self.models.vae, self.models.device, self.models.dtype)
 
     @torch.no_grad()
+    def join(
+        self, z_lr: Tensor | None, soft_prompt: Tensor | None, settings: UpscaleSettings, labels: Tensor | None = None
+    ) -> JointRun | None:
+        """The segmentation's side of a run, to be given to `sample`; None without SegSR.
+
+        Args:
+            z_lr: scaled LR latents (B, C, h, w).
+            soft_prompt: (B, L, D).
+            settings: seed and tiles.
+            labels: a segmentation to start from, int64 (B, H, W) of any size.
+        """
+        segsr, device = self.models.segsr, self.models.device
+        if segsr is None or z_lr is None or soft_prompt is None:
+            return None
+        predict = LabelPredictor(
+            segsr=segsr,
+            features=segsr.segdm.features(z_lr.to(device), soft_prompt.to(device)),
+            tile=settings.tile // PIXELS_PER_CELL,
+            overlap=settings.overlap // PIXELS_PER_CELL,
+            tile_batch=settings.tile_batch or default_tile_batch(device),
+            layout=settings.layout,
+        )
+        like = torch.empty(len(z_lr), segsr.bits, *z_lr.shape[2:], device=device)
+        noise = segmentation_noise([settings.seed + i for i in range(len(z_lr))], like)
+        initial = None if labels is None else label_latent(labels, len(segsr.classes), *z_lr.shape[2:])
+        return JointRun(segsr, predict, noise, initial=initial)
+
+    @torch.no_grad()
     def sample(
         self,
         prepared: Tensor,
@@ -187,6 +226,7 @@ class SeeSRPipeline:
         soft_prompt: Tensor | None,
         settings: UpscaleSettings,
         semantics: Semantics | None = None,
+        joint: JointRun | None = None,
     ) -> Tensor:
         """Denoised latents (B, 4, h, w).
 
@@ -197,6 +237,7 @@ class SeeSRPipeline:
             soft_prompt: (B, L, D).
             settings: start, schedule, solver, guidance, strengths, tiles.
             semantics: what acts where; None: everything everywhere.
+            joint: the segmentation that is denoised beside it, see `join`.
         """
         batch, _, height, width = prepared.shape
         noise = StepNoise.from_seed(settings.seed, batch)
@@ -205,7 +246,10 @@ class SeeSRPipeline:
         start_timestep = start_for(settings.denoised_timesteps(), settings.start_timestep)
         start = start_latent(noise(like), point=settings.start, z_lr=z_lr, start_timestep=start_timestep)
         timesteps = settings.denoised_timesteps()
-        denoise: Denoise = self._denoiser(prepared, states, soft_prompt, settings, semantics or Semantics())
+        tiled = self._denoiser(prepared, states, soft_prompt, settings, semantics or Semantics())
+        denoise: Denoise = tiled
+        if joint is not None:
+            denoise = JointDenoiser(denoise=lambda x, t, hint: with_hint(tiled, hint)(x, t), run=joint)
         if settings.fidelity > 0 and z_lr is not None:
             denoise = FaithfulDenoiser(denoise=denoise, z_lr=z_lr, timesteps=timesteps, fidelity=settings.fidelity)
         return sample(denoise, start, timesteps=timesteps, noise_source=noise, solver=settings.solver)
@@ -294,6 +338,13 @@ def _same_size(photos: Sequence[Picture]) -> list[Image.Image]:
     if len(sizes) != 1:
         raise ImageError(f"A batch needs photos of one size, found {', '.join(map(str, sizes)) or 'no photos'}.")
     return pictures
+
+
+def _fitted(labels_hw: Tensor, image: Image.Image, settings: UpscaleSettings) -> Tensor:
+    """Labels for a finished picture before `settings` cut it, (height, width) of what is left."""
+    whole = enlarge_labels(labels_hw[None].cpu(), image.height, image.width)[0]
+    cut = settings.cut(Image.fromarray(whole.to(torch.uint8).numpy()))
+    return torch.from_numpy(np.array(cut)).long()
 
 
 def _to_u8_tensor(picture: Image.Image) -> Tensor:

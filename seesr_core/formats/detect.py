@@ -21,6 +21,7 @@ class Kind(enum.Enum):
     DAPE = "seesr-dape"
     DAPE_PEFT = "seesr-dape-lora"
     CONTROL = "seesr-control"
+    SEGSR = "seesr-segsr"
     BASE = "seesr-base"
     RAM = "ram"
     RAM_PLUS = "ram-plus"
@@ -122,6 +123,11 @@ def _our_control(header: Header) -> Verdict | None:
     if not header.find("controlnet.", "controlnet_cond_embedding.") or not header.find("unet.", ".image_attentions."):
         return None
     return Kind.CONTROL, "a SeeSR file of this project (ControlNet and RCA)", _unet_sizes(header, "controlnet.")
+
+
+def _our_segsr(header: Header) -> Verdict | None:
+    bits = header.side("segdm.conv_out.weight", 0)
+    return (Kind.SEGSR, "a SegSR file of this project (SegDM and bridge)", {"bits": bits}) if bits else None
 
 
 def _our_base(header: Header) -> Verdict | None:
@@ -297,6 +303,7 @@ _OURS: dict[str, Callable[[Header], Verdict | None]] = {
     metadata.DAPE_LORA: _our_adapter,
     metadata.CONTROL: _our_control,
     metadata.BASE: _our_base,
+    metadata.SEGSR: _our_segsr,
 }
 _RULES: tuple[Callable[[Header], Verdict | None], ...] = (
     _ours,

@@ -23,8 +23,9 @@ BASE = "seesr-base"
 DAPE = "seesr-dape"
 DAPE_LORA = "seesr-dape-lora"
 CONTROL = "seesr-control"
+SEGSR = "seesr-segsr"
 
-VERSIONS: Mapping[str, int] = {BASE: 1, DAPE: 1, DAPE_LORA: 1, CONTROL: 1}
+VERSIONS: Mapping[str, int] = {BASE: 1, DAPE: 1, DAPE_LORA: 1, CONTROL: 1, SEGSR: 1}
 """The newest version of each format that this code writes and reads."""
 
 DTYPES = (torch.float16, torch.float32)

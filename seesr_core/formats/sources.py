@@ -33,6 +33,7 @@ CONTROL = Source(
     "a SeeSR file of this project (seesr*.safetensors)",
     "`python -m seesr_core convert` (from the published folder) or `python -m trainer.stage2`",
 )
+SEGSR = Source("a SegSR file of this project (segsr*.safetensors)", "`python -m trainer.segsr`")
 PUBLISHED = Source("the published SeeSR folder, with `unet` and `controlnet` inside", _AUTHORS)
 BASE_FILE = Source(
     "a small base file of this project or, for Stable Diffusion 2, its diffusers folder",

@@ -175,6 +175,7 @@ _FITS: dict[Kind, _Rule] = {
         f"a base model with {sizes.get('channels')} first channels and text width {sizes.get('context_dim')}, and a "
         f"tagger with soft prompts of width {sizes.get('soft_prompt_dim')}"
     ),
+    Kind.SEGSR: lambda sizes: "the SeeSR file and the tagger that it was trained with",
     Kind.BASE: lambda sizes: (
         f"a SeeSR file for {sizes.get('channels')} first channels and text width {sizes.get('context_dim')}"
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ def predict_noise(
     control_scale: float = 1.0,
     rca_scale: float = 1.0,
     regions: Regions | None = None,
+    hint: Tensor | None = None,
 ) -> Tensor:
     """ε_θ(x, t) of one pass of the networks, in the dtype that the U-Net computes in (paper, figure 2).
 
@@ -38,13 +41,15 @@ def predict_noise(
         control_scale: multiplies every residual of the ControlNet; 0 does not run it.
         rca_scale: 0 leaves RCA out, 1 is the trained network.
         regions: where words act, in both networks' text attention; None: everywhere.
+        hint: added to the ControlNet's conditioning embedding, (B, first width, h, w): SegSR's C_t; None adds nothing.
     """
     extra: dict[str, Any] = {} if soft_prompt is None else {"soft_prompt": soft_prompt, "rca_scale": rca_scale}
     if regions is not None:
         extra["regions"] = regions
     down = mid = None
     if controlnet is not None and control_scale != 0:
-        down, mid = controlnet(x, t, text, image, control_scale, cross_attention_kwargs=extra, return_dict=False)
+        with _added_to_conditioning(controlnet, hint):
+            down, mid = controlnet(x, t, text, image, control_scale, cross_attention_kwargs=extra, return_dict=False)
     (eps,) = unet(
         x,
         t,
@@ -56,6 +61,20 @@ def predict_noise(
     )
     predicted: Tensor = eps
     return predicted
+
+
+@contextlib.contextmanager
+def _added_to_conditioning(controlnet: Any, hint: Tensor | None) -> Iterator[None]:
+    """Within the block what the ControlNet's image encoder finds has `hint` added to it."""
+    if hint is None:
+        yield
+        return
+    encoder = controlnet.controlnet_cond_embedding
+    handle = encoder.register_forward_hook(lambda module, given, found: found + hint.to(found))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -88,6 +107,8 @@ class Denoiser:
     """Where the words of the positive half act; None: everywhere."""
     share: Tensor | None = None
     """Share of the guidance of each cell, (B, 1, h, w); None: all of it everywhere."""
+    hint: Tensor | None = None
+    """What is added to the ControlNet's conditioning embedding, (B, first width, h, w); None: nothing."""
 
     def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Predict the noise of `x` (B, C, h, w), float32."""
@@ -103,6 +124,7 @@ class Denoiser:
             control_scale=self.control_scale,
             rca_scale=self.rca_scale,
             regions=self.regions and self.regions.beside(len(x) * (len(halves) - 1)),
+            hint=None if self.hint is None else self.hint.repeat(len(halves), 1, 1, 1),
         ).float()
         if self.cfg <= 1:
             return eps

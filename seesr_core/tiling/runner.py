@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..method.denoiser import Denoiser
 from ..pictures.sizes import from_u8, to_u8
 from .autoencoder import encoded_latents
-from .grid import PIXELS_PER_CELL, Tile
+from .grid import PIXELS_PER_CELL, Tile, TiledDenoiser
 from .prompts import TilePrompts
 
 
@@ -84,17 +84,25 @@ class PlacedDenoiser:
             negative=self._put(_prompts(whole.negative, None, tiles)),
             soft_prompt=None if soft is None else self._put(soft),
             regions=None if regions is None else regions.to(self.device),
-            share=None if whole.share is None else _parts(whole.share, tiles).to(self.device),
+            share=None if whole.share is None else parts_of(whole.share, tiles).to(self.device),
+            hint=None if whole.hint is None else self._put(parts_of(whole.hint, tiles)),
         )
 
     def _pixels(self, tiles: Sequence[Tile] | None) -> Tensor:
-        return _parts(self.denoiser.image, tiles, PIXELS_PER_CELL)
+        return parts_of(self.denoiser.image, tiles, PIXELS_PER_CELL)
 
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)
 
 
-def _parts(whole: Tensor, tiles: Sequence[Tile] | None, factor: int = 1) -> Tensor:
+def with_hint(tiled: TiledDenoiser, hint: Tensor | None) -> TiledDenoiser:
+    """The same denoiser, which adds `hint` (B, C, h, w), or its part, to the ControlNet's conditioning embedding."""
+    placed = tiled.denoise
+    assert isinstance(placed, PlacedDenoiser)
+    return replace(tiled, denoise=replace(placed, denoiser=replace(placed.denoiser, hint=hint)))
+
+
+def parts_of(whole: Tensor, tiles: Sequence[Tile] | None, factor: int = 1) -> Tensor:
     """What lies under each tile, stacked tile-major (T·B, …); the whole without tiles."""
     return torch.cat([tile.crop(whole, factor) for tile in tiles]) if tiles else whole
 
