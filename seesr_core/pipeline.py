@@ -20,6 +20,7 @@ from .dape.vocabulary import split_words
 from .errors import ImageError
 from .method.denoiser import Denoiser
 from .method.guidance import FaithfulDenoiser
+from .method.reuse import StepReuse
 from .method.sampling import Denoise, StepNoise, sample, start_latent
 from .method.schedule import start_for
 from .method.text import compose_prompt, encode_prompts
@@ -271,6 +272,7 @@ class SeeSRPipeline:
             soft_prompt=soft_prompt,
             image=prepared,
             cfg=settings.cfg,
+            cfg_interval=settings.cfg_interval,
             control_scale=settings.control_scale,
             rca_scale=settings.rca_scale,
             regions=semantics.regions,
@@ -285,6 +287,7 @@ class SeeSRPipeline:
                 dtype=models.dtype,
                 text=semantics.text,
                 soft=semantics.soft,
+                reuse=StepReuse(steps=settings.control_reuse) if settings.control_reuse > 1 else None,
                 on_call=counter,
             ),
             tile=settings.tile // PIXELS_PER_CELL,

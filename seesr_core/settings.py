@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from .errors import SettingsError
 from .method.color import COLOR_FIXES, ColorFix
-from .method.guidance import SPATIAL_GUIDANCE, SpatialGuidance
+from .method.guidance import SPATIAL_GUIDANCE, SpatialGuidance, guides
 from .method.sampling import SOLVERS, START_POINTS, Solver, StartPoint
 from .method.schedule import LAST_TIMESTEP, SPACINGS, Spacing, timesteps
 from .pictures.sizes import MULTIPLE, Size, final_size
@@ -21,6 +21,7 @@ from .tiling.prompts import LOCAL_PROMPTS, LocalPrompts
 
 MAX_SCALE = 64.0
 MAX_SEED = 2**63 - 1
+MAX_CONTROL_REUSE = 10
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {},
@@ -28,7 +29,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "turbo": {"steps": 2, "cfg": 1.0, "spacing": "trailing"},
 }
 """Named ways to sample, each over the published one: "turbo" is for SD-turbo as the base model."""
-SAMPLING = ("steps", "cfg", "solver", "spacing", "start_timestep", "color_fix")
+SAMPLING = (
+    "steps",
+    "cfg",
+    "cfg_start",
+    "cfg_end",
+    "solver",
+    "spacing",
+    "start_timestep",
+    "control_reuse",
+    "color_fix",
+)
 """Settings that a preset decides on, and that a model file may bring its own values for."""
 
 
@@ -42,6 +53,10 @@ class UpscaleSettings:
     """Steps of the full schedule; only those at or below `start_timestep` are run."""
     cfg: float = 5.5
     """Guidance scale; at 1 or below the negative prompt is left out and each step costs half."""
+    cfg_start: float = 0.0
+    """Share of the noise schedule, from its noisy end, before which guidance does not act yet."""
+    cfg_end: float = 1.0
+    """Share of the noise schedule after which guidance no longer acts; such a step costs half."""
     seed: int = 0
     """Noise of the first picture; picture i of a batch uses `seed` + i."""
     start: StartPoint = "lr"
@@ -78,6 +93,8 @@ class UpscaleSettings:
     """Factor on every tag's own threshold."""
     control_scale: float = 1.0
     """Strength of the ControlNet; 0 leaves it out."""
+    control_reuse: int = 1
+    """How many steps one output of the ControlNet serves; the published implementation computes it in every step."""
     rca_scale: float = 1.0
     """Strength of the soft prompt; 0 leaves it out."""
     local_prompts: LocalPrompts = "off"
@@ -107,7 +124,14 @@ class UpscaleSettings:
         _within("seed", self.seed, 0, MAX_SEED)
         _within("tile batch", self.tile_batch, 0, 1024)
         _within("minimum size", self.min_size, 0, 4096)
-        _within("fidelity", self.fidelity, 0.0, 1.0)
+        _within("control reuse", self.control_reuse, 1, MAX_CONTROL_REUSE)
+        for name in ("fidelity", "cfg_start", "cfg_end"):
+            _within(name.replace("_", " "), getattr(self, name), 0.0, 1.0)
+        if self.cfg_start >= self.cfg_end:
+            raise SettingsError(
+                f"Guidance must end after it starts: cfg end is {self.cfg_end:g}, cfg start {self.cfg_start:g}; "
+                "cfg 1 leaves guidance out."
+            )
         for name in ("threshold", "control_scale", "rca_scale", "region_strength"):
             _within(name.replace("_", " "), getattr(self, name), 0.0, 10.0)
         for name, length in (("tile", self.tile), ("VAE tile", self.vae_tile)):
@@ -174,6 +198,15 @@ class UpscaleSettings:
         _one_of("preset", name, tuple(PRESETS))
         published = cls()
         return {setting: PRESETS[name].get(setting, getattr(published, setting)) for setting in SAMPLING}
+
+    @property
+    def cfg_interval(self) -> tuple[float, float]:
+        """Shares of the noise schedule between which guidance acts."""
+        return self.cfg_start, self.cfg_end
+
+    def halves(self) -> list[int]:
+        """How many predictions each step makes of a latent: two where guidance acts, else one."""
+        return [1 + (self.cfg > 1 and guides(self.cfg_interval, t)) for t in self.denoised_timesteps()]
 
     def denoised_timesteps(self) -> list[int]:
         """The timesteps that are run, falling."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .guidance import guided, targeted
+from .guidance import guided, guides, targeted
 from .regions import Regions
 
 
@@ -99,6 +99,8 @@ class Denoiser:
     """The prepared LR image (B, 3, 8h, 8w) in [0, 1]."""
     cfg: float = 5.5
     """Guidance scale."""
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    """Shares of the noise schedule between which guidance acts; elsewhere only the positive half runs."""
     control_scale: float = 1.0
     """Multiplies every residual of the ControlNet."""
     rca_scale: float = 1.0
@@ -112,7 +114,8 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Predict the noise of `x` (B, C, h, w), float32."""
-        halves = [self.negative, self.positive] if self.cfg > 1 else [self.positive]
+        guided_here = self.cfg > 1 and (self.cfg_interval == (0.0, 1.0) or guides(self.cfg_interval, int(t)))
+        halves = [self.negative, self.positive] if guided_here else [self.positive]
         eps = predict_noise(
             self.unet,
             self.controlnet,
@@ -126,7 +129,7 @@ class Denoiser:
             regions=self.regions and self.regions.beside(len(x) * (len(halves) - 1)),
             hint=None if self.hint is None else self.hint.repeat(len(halves), 1, 1, 1),
         ).float()
-        if self.cfg <= 1:
+        if not guided_here:
             return eps
         eps_neg, eps_pos = eps.chunk(2)
         return guided(eps_neg, eps_pos if self.share is None else targeted(eps_neg, eps_pos, self.share), self.cfg)

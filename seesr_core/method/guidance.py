@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from .schedule import acp_at, sigma_from_acp, x0_from_eps
+from .schedule import LAST_TIMESTEP, acp_at, sigma_from_acp, x0_from_eps
 
 SpatialGuidance = Literal["off", "auto"]
 SPATIAL_GUIDANCE: tuple[SpatialGuidance, ...] = ("off", "auto")
@@ -23,6 +23,14 @@ _Number = TypeVar("_Number", float, Tensor)
 def guided(negative: Tensor, positive: Tensor, cfg: float) -> Tensor:
     """Classifier-free guidance: negative + cfg · (positive − negative), of noises or of clean latents alike."""
     return negative + cfg * (positive - negative)
+
+
+def guides(interval: tuple[float, float], t: int) -> bool:
+    """Whether guidance acts at timestep `t`: START ≤ 1 − t / 999 ≤ END, as in the limited interval of Kynkäänniemi et
+    al. (NeurIPS 2024), in shares of the noise schedule: 0 is its noisy end, 1 the clean one.
+    """
+    start, end = interval
+    return start <= 1.0 - t / LAST_TIMESTEP <= end
 
 
 def targeted(negative: Tensor, positive: Tensor, share: Tensor) -> Tensor:

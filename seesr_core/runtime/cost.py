@@ -165,12 +165,11 @@ def predict(shape: ModelShape, lr: tuple[int, int], settings: UpscaleSettings, d
     needs = estimate(_stand_in(shape, device), settings, sizes)
     weights = shape.half * device.dtype.itemsize + shape.single * 4
     pictures = max(needs.pictures, needs.held + needs.networks) if device.kind == "cpu" else needs.networks
-    steps = len(settings.denoised_timesteps())
     return Prediction(
         sizes=sizes,
-        steps=steps,
+        steps=len(settings.denoised_timesteps()),
         tiles=count_tiles(*sizes.prepared, settings),
-        seconds=_operations(shape, sizes, settings, steps) / device.speed,
+        seconds=_operations(shape, sizes, settings) / device.speed,
         bytes=int(weights + pictures + _RUNTIME),
         device=device,
         model=shape.name,
@@ -185,16 +184,15 @@ def _stand_in(shape: ModelShape, device: Device) -> Models:
     return cast(Models, found)
 
 
-def _operations(shape: ModelShape, sizes: Sizes, settings: UpscaleSettings, steps: int) -> float:
+def _operations(shape: ModelShape, sizes: Sizes, settings: UpscaleSettings) -> float:
     width, height = sizes.prepared
     tiles = tiles_of(width, height, settings)
     cells = tiles[0].height * tiles[0].width
     constant, linear, square = shape.call
     call = constant + linear * cells + square * cells**2
-    halves = 2 if settings.cfg > 1 else 1
     pixel, quadratic = shape.vae_pixel
     vae = width * height * (pixel + quadratic * min(width * height, settings.vae_tile**2))
-    return steps * len(tiles) * halves * call + vae + shape.tagger
+    return sum(settings.halves()) * len(tiles) * call + vae + shape.tagger
 
 
 def card(name: str) -> Device:

@@ -18,6 +18,7 @@ _HELD_PIXEL = 6  # a pixel of the prepared picture and of the decoded one
 _FINISH_PIXEL = {"none": 14, "adain": 18, "wavelet": 32}  # what the finish adds for one picture
 # Feature maps alive at once, in units of the first level's.
 _UNET_MAPS = 80
+_CONTROL_MAPS = 6  # the ControlNet's residuals, which stay for further steps with `control_reuse`
 _VAE_MAPS = 6
 _VAE_MARGIN = 160  # pixels of surrounding that a tile of the autoencoder is given on each side
 
@@ -65,9 +66,10 @@ def _unet_bytes(models: Models, settings: UpscaleSettings, sizes: Sizes, batch: 
     tiles = tiles_of(*sizes.prepared, settings)
     at_once = min(settings.tile_batch or default_tile_batch(models.device), len(tiles))
     cells = tiles[0].height * tiles[0].width
-    copies = batch * at_once * (2 if settings.cfg > 1 else 1)
+    copies = batch * max(settings.halves())
+    kept = len(tiles) * _CONTROL_MAPS if settings.control_reuse > 1 else 0
     channels = models.unet.config.block_out_channels[0]
-    return copies * cells * channels * models.dtype.itemsize * _UNET_MAPS
+    return copies * cells * channels * models.dtype.itemsize * (at_once * _UNET_MAPS + kept)
 
 
 def _vae_bytes(models: Models, settings: UpscaleSettings, sizes: Sizes, batch: int) -> int:

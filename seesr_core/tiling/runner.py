@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..method.denoiser import Denoiser
+from ..method.reuse import StepReuse
 from ..pictures.sizes import from_u8, to_u8
 from .autoencoder import encoded_latents
 from .grid import PIXELS_PER_CELL, Tile, TiledDenoiser
@@ -63,12 +64,17 @@ class PlacedDenoiser:
     """Text states for each tile, in place of the denoiser's positive ones; they are not used without tiles."""
     soft: TilePrompts | None = None
     """Soft prompts for each tile, likewise."""
+    reuse: StepReuse[Any] | None = None
+    """What the run keeps of the ControlNet's outputs; None computes them in every step."""
     on_call: Callable[[], None] = lambda: None
     """Called after each batch of tiles."""
 
     def __call__(self, x: Tensor, t: int, tiles: Sequence[Tile] | None = None) -> Tensor:
         """Predicted noise of `x` (B, 4, h, w), or of its tiles stacked tile-major; float32 on the CPU."""
-        eps = self._here(tiles)(self._put(x), t).float().cpu()
+        here = self._here(tiles)
+        if self.reuse is not None and here.controlnet is not None:
+            here.controlnet = _Reused(here.controlnet, self.reuse, t, tuple(tiles or ()))
+        eps = here(self._put(x), t).float().cpu()
         self.on_call()
         return eps
 
@@ -100,6 +106,26 @@ def with_hint(tiled: TiledDenoiser, hint: Tensor | None) -> TiledDenoiser:
     placed = tiled.denoise
     assert isinstance(placed, PlacedDenoiser)
     return replace(tiled, denoise=replace(placed, denoiser=replace(placed.denoiser, hint=hint)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reused:
+    """A ControlNet in one step on these tiles, whose outputs may be those of an earlier step."""
+
+    controlnet: Any
+    reuse: StepReuse[Any]
+    t: int
+    tiles: tuple[Tile, ...]
+
+    @property
+    def controlnet_cond_embedding(self) -> nn.Module:
+        """Its image encoder, for who adds a hint."""
+        encoder: nn.Module = self.controlnet.controlnet_cond_embedding
+        return encoder
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # With guidance both halves are in one call, without only one: outputs of the other do not fit.
+        return self.reuse(self.t, (self.tiles, len(x)), lambda: self.controlnet(x, *args, **kwargs))
 
 
 def parts_of(whole: Tensor, tiles: Sequence[Tile] | None, factor: int = 1) -> Tensor:

@@ -118,10 +118,13 @@ def test_every_flag_is_understood(model: Path, source: Path, tmp_path: Path) -> 
     strengths = ["--control-scale", 0.5, "--rca-scale", 0.5, "--threshold", 0.9, "--color-fix", "wavelet"]
     report = tmp_path / "r.json"
     places = ["--local-prompts", "both", "--region-strength", 0.5, "--spatial-cfg", "auto", "--fidelity", 0.25]
+    sampling += ["--cfg", 2, "--cfg-start", 0.2, "--cfg-end", 0.9, "--control-reuse", 2]
     options = [*text, *sampling, *tiles, *strengths, *places, "--frame", 0, "--json", report]
     assert run(model, source, tmp_path / "out.webp", *options) == 0
     told = json.loads(report.read_text())
     assert (told["timesteps"], told["tiles"], told["prompt"][-5:]) == ([249], 2, ", a,b")
+    chosen = [told["settings"][name] for name in ("cfg_start", "cfg_end", "control_reuse")]
+    assert chosen == [0.2, 0.9, 2]
     placed = {name: told["settings"][name] for name in ("local_prompts", "region_strength", "spatial_cfg", "fidelity")}
     assert list(placed.values()) == ["both", 0.5, "auto", 0.25]
 
