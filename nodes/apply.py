@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..seesr_core.errors import SettingsError
+from ..seesr_core.settings import MAX_CONTROL_REUSE
 from .host import checks, presets
 from .host.areas import cut_areas
 from .host.conds import Conditioning, join_conditioning
@@ -52,6 +53,17 @@ class SeeSRApply(io.ComfyNode):
                 _amount("rca_strength", 1.0, 10.0, "How much both networks heed the soft prompt; 0: not at all."),
                 folded(_amount("start_percent", 0.0, 1.0, "Share of the sampling after which both begin.")),
                 folded(_amount("end_percent", 1.0, 1.0, "Share of the sampling after which both end.")),
+                folded(
+                    io.Int.Input(
+                        "control_reuse",
+                        default=1,
+                        min=1,
+                        max=MAX_CONTROL_REUSE,
+                        optional=True,
+                        tooltip="How many steps one output of the ControlNet serves. 1: computed in every step. 2 is "
+                        "faster and takes memory for the outputs of all tiles.",
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", is_output_list=True, tooltip="The model with RCA."),
@@ -92,6 +104,7 @@ def apply_seesr(
     rca_strength: float = 1.0,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
+    control_reuse: int = 1,
 ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
     """A clone of `model` with RCA, and both conditionings with the ControlNet; an older SeeSR on them is replaced.
 
@@ -106,6 +119,7 @@ def apply_seesr(
         rca_strength: share of RCA, in the U-Net and in the ControlNet; at 0 the MODEL is not patched.
         start_percent: where both begin, as a share of the noise schedule.
         end_percent: where both end.
+        control_reuse: how many steps one output of the ControlNet serves.
 
     Raises:
         SettingsError: anything that does not fit the rest, said in one sentence.
@@ -132,7 +146,12 @@ def apply_seesr(
     control = None
     if strength != 0:
         control = seesr_model.control.prepared(
-            hint_B3HW, soft_prompt_BLD, strength=strength, rca_strength=rca_strength, window=window
+            hint_B3HW,
+            soft_prompt_BLD,
+            strength=strength,
+            rca_strength=rca_strength,
+            window=window,
+            reuse=control_reuse,
         )
     return patched, *attach_control(prompts, control)
 

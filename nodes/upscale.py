@@ -20,7 +20,7 @@ from .host.forecast import forecast
 from .host.presets import CUSTOM, preset_input, sampling_values
 from .host.report import story, tell_on_node
 from .host.sampler import sample
-from .host.steering import attach_fidelity
+from .host.steering import attach_fidelity, attach_guidance_interval
 from .host.text import encode_text
 from .host.tiling.tiles import TileSettings, tile_model
 from .host.vae import decode_latent
@@ -87,8 +87,11 @@ class Choices:
     scale: float
     steps: int
     cfg: float
+    cfg_start: float
+    cfg_end: float
     solver: str
     spacing: Any
+    control_reuse: int
     start_timestep: int
     seed: int
     prompt: str
@@ -180,6 +183,7 @@ class SeeSRUpscale(io.ComfyNode):
         """The finished pictures and their tags."""
         parts = Parts(image=image, model=model, clip=clip, vae=vae, dape=dape, seesr_model=seesr_model)
         values = {"steps": steps, "cfg": cfg, "solver": sampler_name, "spacing": "leading", "color_fix": color_fix}
+        values |= {name: getattr(_PUBLISHED, name) for name in ("cfg_start", "cfg_end", "control_reuse")}
         values = sampling_values(preset, seesr_model.defaults, {**values, "start_timestep": start_timestep})
         log_other_defaults(seesr_model, {_OWN_NAMES.get(name, name): value for name, value in values.items()})
         color_fix = values.pop("color_fix")
@@ -237,6 +241,7 @@ def _make(parts: Parts, choices: Choices, passing: Callable[[str], None]) -> Dec
         prepared,
         strength=choices.strength,
         rca_strength=choices.rca_strength,
+        control_reuse=choices.control_reuse,
     )
     start = {"start_timestep": choices.start_timestep}
     sigmas = schedule_sigmas(model, steps=choices.steps, spacing=choices.spacing, **start)
@@ -244,6 +249,7 @@ def _make(parts: Parts, choices: Choices, passing: Callable[[str], None]) -> Dec
     noise, latent = latent_init(model, parts.vae, prepared, sigmas, seed=choices.seed, **start)
     passing("3 of 4: sampling")
     model = attach_fidelity(model, latent, fidelity=choices.fidelity, decay=DECAY)
+    model = attach_guidance_interval(model, choices.cfg_start, choices.cfg_end)
     tiled = tile_model(model, choices.tiles)
     sampled, _ = sample(tiled, positive, negative, noise, sampler, sigmas, latent, cfg=choices.cfg)
     passing("4 of 4: decoding")

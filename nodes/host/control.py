@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import comfy.cldm.cldm
@@ -13,7 +13,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...seesr_core.errors import SettingsError
-from ...seesr_core.tiling.grid import PIXELS_PER_CELL
+from ...seesr_core.method.reuse import StepReuse
+from ...seesr_core.tiling.grid import PIXELS_PER_CELL, Tile
 from ..schema import unit_range
 from .conds import Conditioning
 from .keys import Site
@@ -90,14 +91,28 @@ class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
         return {"middle": [self.middle_block_out(h, emb, context)], "output": residuals}
 
 
+Residuals = dict[str, list[Tensor]]
+"""What a ControlNet gives, by the U-Net's part."""
+
+
 class SeeSRControl(comfy.controlnet.ControlNet):
     """The host's object around a `SeeSRControlNet`; soft prompt and RCA's share travel in its extra arguments."""
+
+    control_model: Any
+    """The network; during a call, what stands in for it."""
+    reuse = 1
+    """How many steps one output serves."""
+    kept: StepReuse[Residuals] | None = None
+    """The outputs of the run that goes on; copies for tiles and areas share them."""
+    parts: tuple[Tile, ...] = ()
+    """The parts of the latents that a copy is for; none: the whole."""
 
     def copy(self) -> SeeSRControl:
         """Another one on the same weights; the host's own `copy` would give the base class."""
         twin = type(self)(None, load_device=self.load_device, manual_cast_dtype=self.manual_cast_dtype)
         twin.control_model = self.control_model
         twin.control_model_wrapped = self.control_model_wrapped
+        twin.reuse = self.reuse
         self.copy_to(twin)
         return twin
 
@@ -109,6 +124,7 @@ class SeeSRControl(comfy.controlnet.ControlNet):
         strength: float,
         rca_strength: float,
         window: tuple[float, float],
+        reuse: int = 1,
     ) -> SeeSRControl:
         """A copy for these photos.
 
@@ -118,10 +134,12 @@ class SeeSRControl(comfy.controlnet.ControlNet):
             strength: factor on all residuals.
             rca_strength: share of RCA.
             window: shares of the noise schedule at which it begins and ends.
+            reuse: how many steps one output serves.
         """
         control = self.copy().set_cond_hint(hint_B3HW, strength, window)
         control.set_extra_arg("soft_prompt", soft_prompt_BLD)
         control.set_extra_arg("rca_strength", rca_strength)
+        control.reuse = reuse
         control.extra_conds = [*control.extra_conds, SOFT, *INPUTS]
         return control
 
@@ -156,7 +174,15 @@ class SeeSRControl(comfy.controlnet.ControlNet):
                 f"latent, or the area of a prompt, is of {_size(pixels)}; prepare the image that the latent was made "
                 "from, and connect the model output of SeeSR Apply to the sampler."
             )
-        return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+        if self.kept is None:
+            return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+        network = self.control_model
+        prompts = tuple(transformer_options.get("uuids", ()))
+        self.control_model = _Kept(network, self.kept, float(t[0]), (self.parts, prompts, tuple(x_noisy.shape)))
+        try:
+            return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+        finally:
+            self.control_model = network
 
     def check_size(self, latent: Tensor) -> None:
         """Refuse latents (B, 4, h, w) of a whole run that are not of this photo.
@@ -177,6 +203,19 @@ class SeeSRControl(comfy.controlnet.ControlNet):
                 f"SeeSR Apply got {count} prepared images, but {len(latent)} latents are being sampled; expected as "
                 "many latents as images, or a multiple. Encode the same batch."
             )
+
+
+class _Kept:
+    """A `SeeSRControlNet` for one call of the host's, whose residuals may be those of an earlier step."""
+
+    def __init__(self, network: Any, kept: StepReuse[Residuals], sigma: float, key: Hashable) -> None:
+        self._network, self._kept, self._sigma, self._key = network, kept, sigma, key
+        self.dtype = network.dtype
+
+    def __call__(self, **given: Any) -> Residuals:
+        found = self._kept(self._sigma, self._key, lambda: self._network(**given))
+        # The host multiplies what it gets by the strength, in place.
+        return {name: [residual.clone() for residual in residuals] for name, residuals in found.items()}
 
 
 def network_hint(hint_B3HW: Tensor) -> Tensor:
@@ -208,7 +247,8 @@ def chain(control: Any) -> Iterator[Any]:
 
 
 def check_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Around a sampling run (`WrappersMP.OUTER_SAMPLE`): compares photos and latents before it begins.
+    """Around a sampling run (`WrappersMP.OUTER_SAMPLE`): compares photos and latents before it begins; what our
+    ControlNets keep during it is dropped when it ends, however that is.
 
     Raises:
         SettingsError: a ControlNet of ours got other photos than the latents are of, or a prompt has none.
@@ -217,11 +257,21 @@ def check_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
     without_negative = getattr(guider, "cfg", None) == 1.0  # which the host then leaves out
     for name in ("positive",) if without_negative else ("positive", "negative"):
         _require_ours(name, guider.conds.get(name))
-    for entries in guider.conds.values():
-        for link in (link for entry in entries for link in chain(entry.get("control"))):
-            if isinstance(link, SeeSRControl):
-                link.check_size(noise)
-    return executor(noise, *args, **kwargs)
+    ours = [
+        link
+        for entries in guider.conds.values()
+        for entry in entries
+        for link in chain(entry.get("control"))
+        if isinstance(link, SeeSRControl)
+    ]
+    for link in ours:
+        link.check_size(noise)
+        link.kept = StepReuse(steps=link.reuse) if link.reuse > 1 else None
+    try:
+        return executor(noise, *args, **kwargs)
+    finally:
+        for link in ours:
+            link.kept = None
 
 
 def _require_ours(name: str, entries: Sequence[Any] | None) -> None:

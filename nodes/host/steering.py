@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...seesr_core.errors import SettingsError
-from ...seesr_core.method.guidance import pull, pulled, targeted
+from ...seesr_core.method.guidance import guides, pull, pulled, targeted
 from ...seesr_core.method.regions import check_masks, guidance_share
 from ...seesr_core.tiling.grid import PIXELS_PER_CELL
 from .report import warn_on_node
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 GUIDANCE_KEY = "seesr_guidance"
 """Under which a MODEL carries what watches over the spatial guidance, and a run what became of it."""
+INTERVAL_KEY = "seesr_guidance_interval"
+"""Under which a MODEL carries where in the noise schedule it is guided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,31 @@ class SpatialGuidance:
                 self.masks_NHW, height, width, outside=self.outside, feather=self.feather
             )
         return self._shares[height, width]
+
+
+def attach_guidance_interval(model: ModelPatcher, start: float, end: float) -> ModelPatcher:
+    """A clone of `model` that is guided between two shares of the noise schedule only, in place of an older interval.
+
+    Outside it the guider's cfg is 1, as the host's CFG Override sets it, which hosts before 0.33 lack.
+    """
+    patched = model.clone()
+    patched.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, INTERVAL_KEY)
+    if (start, end) == (0.0, 1.0):
+        return patched
+    sampling = model.get_model_object("model_sampling")
+
+    def predict(executor: Any, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        guider = executor.class_obj
+        cfg = guider.cfg
+        if not guides((start, end), float(sampling.timestep(sigma.flatten()[:1]))):
+            guider.cfg = 1.0
+        try:
+            return executor(x, sigma, *args, **kwargs)
+        finally:
+            guider.cfg = cfg
+
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, INTERVAL_KEY, predict)
+    return patched
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ def guided(negative: Tensor, positive: Tensor, cfg: float) -> Tensor:
     return negative + cfg * (positive - negative)
 
 
-def guides(interval: tuple[float, float], t: int) -> bool:
+def guides(interval: tuple[float, float], t: float) -> bool:
     """Whether guidance acts at timestep `t`: START ≤ 1 − t / 999 ≤ END, as in the limited interval of Kynkäänniemi et
     al. (NeurIPS 2024), in shares of the noise schedule: 0 is its noisy end, 1 the clean one.
     """

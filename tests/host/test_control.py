@@ -242,3 +242,64 @@ def test_two_photos_equal_two_runs(model: Any) -> None:
         one = both | {name: both[name][part] for name in ("latent", "noise", "soft_prompt", "image", "positive")}
         alone = nets.run(*applied(model, one), one)
         torch.testing.assert_close(batched[part], alone, atol=5e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("reuse", "computed"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3])])
+def test_one_output_serves_several_steps(model: Any, inputs: dict[str, Any], reuse: int, computed: list[int]) -> None:
+    """The U-Net gets in every step what the ControlNet gave, strength and all, in the last one that computed."""
+    patched, positive, negative = applied(model, inputs, strength=0.5, rca_strength=0.0, control_reuse=reuse)
+    shown: list[Tensor] = []
+    hook = model.model.diffusion_model.register_forward_pre_hook(
+        lambda _, args, kwargs: shown.append(kwargs["control"]["middle"][0].clone()), with_kwargs=True
+    )
+    try:
+        with Calls() as calls:
+            nets.run(patched, positive, negative, inputs, steps=5)
+    finally:
+        hook.remove()
+    assert len(calls.outputs) == len(computed)
+    for step, given in enumerate(shown):
+        last = max(i for i, first in enumerate(computed) if first <= step)
+        torch.testing.assert_close(given, 0.5 * calls.outputs[last]["middle"][0], rtol=0, atol=0)
+
+
+def test_reuse_of_one_step_changes_nothing(model: Any, inputs: dict[str, Any]) -> None:
+    plain, neutral, other = (
+        nets.run(*applied(model, inputs, **given), inputs, steps=4)
+        for given in ({}, {"control_reuse": 1}, {"control_reuse": 2})
+    )
+    assert torch.equal(plain, neutral)
+    assert not torch.equal(plain, other)
+
+
+def test_reused_outputs_are_those_of_the_tile_and_of_the_prompt(model: Any) -> None:
+    """As many calls as in a run of half the steps, and the picture of one where each tile is sampled by itself."""
+    inputs, tiles = nets.nano_inputs(size=16), plugin("nodes.host.tiling.tiles")
+    positive = with_area(inputs["positive"][0], (16, 8, 0, 0)) + inputs["positive"][0]
+    patched, prompt, negative = applied(model, inputs, positive=positive, control_reuse=2)
+    found = []
+    for at_once in (1, 2):
+        tiled = tiles.tile_model(patched, tiles.TileSettings(tile=8, overlap=0, tile_batch=at_once))
+        with Calls() as calls:
+            found.append(nets.run(tiled, prompt, negative, inputs, steps=4))
+        computed = [tuple(given["timesteps"].tolist()) for given in calls.inputs]
+        assert len({levels[0] for levels in computed}) == 2
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)
+
+
+def test_a_run_that_is_interrupted_leaves_nothing(model: Any, inputs: dict[str, Any]) -> None:
+    patched, positive, negative = applied(model, inputs, control_reuse=2)
+    control = positive[0][1]["control"]
+    fresh = nets.run(patched, positive, negative, inputs, steps=3)
+
+    def stop(*_: Any) -> None:
+        assert control.kept is not None
+        raise KeyboardInterrupt
+
+    hook = model.model.diffusion_model.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        nets.run(patched, positive, negative, inputs, steps=3)
+    hook.remove()
+    assert control.kept is None
+    assert control.control_model is nets.nano_seesr().control.control_model
+    assert torch.equal(nets.run(patched, positive, negative, inputs, steps=3), fresh)

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from .locate import plugin
 from .nets import nano_model
-from .sampling import ddpm, host_extras, latents, noise, outputs, prompts, sample_stock, sample_tiled, sigmas
+from .sampling import (
+    ddpm,
+    host_extras,
+    latents,
+    noise,
+    outputs,
+    prompts,
+    sample_stock,
+    sample_tiled,
+    sigmas,
+    unet_inputs,
+)
 
 SCALE = 0.18215
 
@@ -227,3 +238,28 @@ def bad_masks() -> Iterator[tuple[Tensor, str]]:
 def test_what_is_no_mask_is_refused(model: Any, mask: Tensor, message: str) -> None:
     with pytest.raises(plugin("seesr_core.errors").SettingsError, match=message):
         guided(model, mask)
+
+
+def test_the_hosts_own_override_is_guidance_in_an_interval(model: Any) -> None:
+    """cfg 1 before and after is what `cfg_start` and `cfg_end` are outside the host, step by step."""
+    override = getattr(host_extras(), "CFGOverride", None)
+    if override is None:
+        pytest.skip("this host has no CFG Override")
+    settings = plugin("seesr_core.settings").UpscaleSettings(steps=10, cfg=3.0, cfg_start=0.25, cfg_end=0.75)
+    theirs = model
+    for start, end in ((0.0, settings.cfg_start), (settings.cfg_end, 1.0)):
+        theirs = outputs(override.execute(theirs, 1.0, start, end))[0]
+    ours = plugin("nodes.host.steering").attach_guidance_interval(model, settings.cfg_start, settings.cfg_end)
+    results = []
+    for limited in (theirs, ours):
+        with unet_inputs(limited) as seen:
+            results.append(run(limited, latents(), steps=10))
+        assert [len(x) for x in seen] == settings.halves()
+    assert torch.equal(*results)
+
+
+def test_the_whole_interval_is_no_interval(model: Any) -> None:
+    attach = plugin("nodes.host.steering").attach_guidance_interval
+    plain = run(model, latents())
+    assert torch.equal(run(attach(attach(model, 0.5, 1.0), 0.0, 1.0), latents()), plain)
+    assert not torch.equal(run(attach(model, 0.5, 1.0), latents()), plain)

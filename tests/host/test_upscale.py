@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,6 +187,26 @@ def test_presets_decide_on_values_left_at_their_defaults(
         )
         changed = values(preset, nano["seesr_model"].defaults, {**given, "spacing": "leading", "steps": 7})
         assert (changed["steps"], changed["start_timestep"]) == (7, 99)
+
+
+def test_what_a_model_file_or_a_preset_saves_reaches_the_sampler(nano: dict[str, Any]) -> None:
+    """Guidance from the middle on (timesteps 751, 501 without, 251 and 1 with it), a ControlNet for two steps."""
+    defaults = {"steps": 4, "cfg": 2.0, "cfg_start": 0.5, "control_reuse": 2, "spacing": "leading", "solver": "ddpm"}
+    seesr_model = replace(nano["seesr_model"], defaults=defaults)
+    networks = {"unet": nano["model"].model.diffusion_model, "control": seesr_model.control.control_model}
+    seen: dict[str, list[int]] = {name: [] for name in networks}
+    hooks = [
+        net.register_forward_pre_hook(
+            lambda _, args, kwargs, into=seen[name]: into.append(len(args[0] if args else kwargs["x"])),
+            with_kwargs=True,
+        )
+        for name, net in networks.items()
+    ]
+    fresh = {"steps": 50, "cfg": 5.5, "sampler_name": "ddpm", "start_timestep": 999, "color_fix": "adain"}
+    upscaled({**nano, "seesr_model": seesr_model}, photos(1), **fresh, preset="from the model")
+    for hook in hooks:
+        hook.remove()
+    assert seen == {"unet": [1, 1, 2, 2], "control": [1, 2]}
 
 
 def test_another_colour_fix_of_the_same_run_samples_nothing(nano: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ class ControlTiler:
     def crop(self, control: Any, parts: Sequence[Tile], batch: int) -> Any:
         """A copy of `control` and the chain before it, for the `parts` of `batch` latents each, tile-major."""
         twin = copy.copy(control)
+        twin.parts = tuple(parts)  # which ControlNets of ours ask for
         twin.cond_hint = None  # with it goes what adapters keep of its features
         if _is_picture(control.cond_hint_original):
             twin.cond_hint_original = self._parts(control, control.cond_hint_original, parts, batch)
