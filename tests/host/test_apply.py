@@ -25,6 +25,7 @@ def arguments(model: Any, batch: int = 1, **changes: Any) -> dict[str, list[Any]
         "rca_strength": [1.0],
         "start_percent": [0.0],
         "end_percent": [1.0],
+        "control_reuse": [1],
     }
     return given | changes
 
@@ -49,7 +50,8 @@ def test_schema_is_what_saved_graphs_depend_on() -> None:
     assert all(output.is_output_list for output in schema.outputs)
     assert all(entry.tooltip for entry in schema.inputs)
     defaults = {entry.id: entry.default for entry in schema.inputs if hasattr(entry, "default")}
-    assert defaults == {"strength": 1.0, "rca_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    shares = {"strength": 1.0, "rca_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    assert defaults == {**shares, "control_reuse": 1}
 
 
 def test_strength_zero_attaches_nothing(model: Any) -> None:

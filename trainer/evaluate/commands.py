@@ -13,7 +13,7 @@ from .quality import folders
 from .report import photo_pages
 from .semantics import dape, grounding
 from .semantics import folders as semantics
-from .study import ablation
+from .study import ablation, solvers
 from .testsets import make, sets
 
 PROG = "python -m trainer.evaluate"
@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[type, Callable[[Any], None]]] = {
     "dape": (dape.Options, dape.command),
     "grounding": (grounding.Options, grounding.command),
     "ablation": (ablation.Options, ablation.command),
+    "solvers": (solvers.Options, solvers.command),
 }
 """Options and action of every command. A new one is a line here."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from seesr_core.errors import WeightsError
 from seesr_core.pictures.sizes import from_u8
 
 from ...deep_features import EfficientNetLite0, distance, load_efficientnet
@@ -31,6 +32,20 @@ class DeepDistance:
         """
         place = device or torch.device("cpu")
         return cls(load_efficientnet(path).to(place), place)
+
+    @classmethod
+    def find(cls, path: Path | None = None) -> DeepDistance | None:
+        """The same; None if no file is named and the package is not installed.
+
+        Raises:
+            WeightsError: the file that is named cannot be used.
+        """
+        try:
+            return cls.load(path)
+        except WeightsError:
+            if path:
+                raise
+            return None
 
     @torch.no_grad()
     def __call__(self, image_3HW: Tensor, original_3HW: Tensor) -> float:

@@ -16,7 +16,7 @@ import torch
 import tyro
 from PIL import Image
 
-from seesr_core.errors import SettingsError, WeightsError
+from seesr_core.errors import SettingsError
 from seesr_core.models import load_models
 from seesr_core.pipeline import SeeSRPipeline
 
@@ -162,16 +162,12 @@ def open_study(options: Options) -> Study:
 def _measure(options: Options) -> tuple[Measure, dict[str, str]]:
     """What judges the pictures, and what is missing and why."""
     absent = {} if options.tagger else {PLAIN_TAGGER: "no un-tuned tagger (--tagger)"}
-    niqe_model, deep = None, None
+    niqe_model, deep = None, DeepDistance.find(options.efficientnet)
     if options.niqe_params:
         niqe_model = read_niqe_model(options.niqe_params)
     else:
         absent["niqe"] = "no pristine model (--niqe-params)"
-    try:
-        deep = DeepDistance.load(options.efficientnet)
-    except WeightsError:
-        if options.efficientnet:
-            raise
+    if deep is None:
         absent[DEEP] = "no weights (--efficientnet, or their package)"
     return Measure(niqe_model=niqe_model, deep=deep), absent
 
