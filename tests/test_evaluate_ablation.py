@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,16 @@ def test_another_study_in_the_folder_is_refused(pairs: Path, files: dict[str, Pa
         run(options(pairs, files, done, steps=1))
     with pytest.raises(DataError, match="another names"):
         run(options(pairs, files, done, limit=2))
+
+
+@pytest.mark.parametrize("name", ["study.json", "losses.json", "latents.json"])
+def test_a_study_whose_files_were_damaged_is_refused(
+    pairs: Path, files: dict[str, Path], done: Path, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(done, tmp_path / "study")
+    (copy / name).write_text('{"full": [NaN]}', "utf-8")
+    with pytest.raises(DataError, match=rf"{name} cannot be read .* choose another folder"):
+        run(options(pairs, files, copy))
 
 
 def test_the_tagger_can_be_added_later(pairs: Path, files: dict[str, Path], tmp_path: Path) -> None:

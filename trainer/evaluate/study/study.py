@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from seesr_core.errors import DataError
+from seesr_core.formats.schema import MalformedError, read, read_json
 from seesr_core.pictures.reading import read_photo
 from seesr_core.pictures.sizes import resize
 from seesr_core.pictures.writing import save_picture
@@ -138,15 +139,13 @@ class Study:
     def _claim(self) -> None:
         """Take the folder, or go on with what it has."""
         path, facts = self.out / "study.json", json.loads(json.dumps(self.identity()))
-        before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        before = _kept(dict[str, Any], path)
         changed = [name for name in facts if name in before and before[name] != facts[name]]
         if changed:
             raise DataError(f"{self.out} holds a study with another {', '.join(changed)}; choose another folder.")
         write_json(path, {**before, **facts})
-        if (self.out / "losses.json").exists():
-            self.losses = json.loads((self.out / "losses.json").read_text("utf-8"))
-        if (self.out / "latents.json").exists():
-            self.latents = json.loads((self.out / "latents.json").read_text("utf-8"))
+        self.losses = _kept(dict[str, dict[str, float]], self.out / "losses.json")
+        self.latents = _kept(dict[str, dict[str, float | None]], self.out / "latents.json")
 
     def _file(self, row: str, pair: PairFile) -> Path:
         return self.out / row / f"{pair.name}.png"
@@ -215,3 +214,15 @@ class Study:
         if key not in self._prompts:
             self._prompts[key] = pipeline.read_prompts([pair.photo()], self.settings)
         return self._prompts[key]
+
+
+def _kept(kind: Any, path: Path) -> Any:
+    """What a study wrote before, as `kind`; empty if nothing is there.
+
+    Raises:
+        DataError: it was damaged since.
+    """
+    try:
+        return read(kind, read_json(path), path.name) if path.exists() else {}
+    except (OSError, MalformedError) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it, or choose another folder.") from error

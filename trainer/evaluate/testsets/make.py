@@ -12,7 +12,6 @@ made. The manifest holds the hashes of files and of pixels; `--expect` compares 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ import tyro
 from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError
+from seesr_core.formats.schema import read_json
 from seesr_core.install.hashing import sha256
 from seesr_core.pictures.sizes import from_u8, to_u8
 from seesr_core.pictures.writing import save_picture
@@ -244,7 +244,7 @@ def compare(manifest: Mapping[str, Any], path: Path) -> str:
         DataError: `path` is no manifest, or the sets differ.
     """
     try:
-        other = {name: _pixels(entry) for name, entry in json.loads(path.read_text("utf-8"))["pictures"].items()}
+        other = {name: _pixels(entry) for name, entry in read_json(path)["pictures"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} should be the {MANIFEST} of a test set ({error!r}).") from error
     own = {name: _pixels(entry) for name, entry in manifest["pictures"].items()}
