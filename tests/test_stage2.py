@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError, WeightsError
 from seesr_core.formats.base import Base
@@ -18,6 +20,8 @@ from seesr_core.method.rca import rca_parameters
 from trainer.capacity.dry_run import dry_run, sample, small_dry_run
 from trainer.data.mixture import Source
 from trainer.data.photos import read_photos
+from trainer.evaluate.quality.builds import Builds
+from trainer.evaluate.quality.metrics import Outcome
 from trainer.stage2.batches import tag_prompts
 from trainer.stage2.command import train_control
 from trainer.stage2.networks import build_networks
@@ -82,6 +86,58 @@ def test_the_validation_is_the_same_every_time_and_writes_its_pictures(
     with Image.open(tmp_path / "validation-000003.png") as grid:
         assert grid.height == 3 * 64
         assert grid.width > 2 * 64  # labels at the left
+
+
+def test_any_metric_of_the_evaluation_can_be_among_the_figures(
+    photos: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Brightness:
+        """Of the result, and whether there is an original."""
+
+        def measure(self, pictures: list[Tensor], originals: list[Tensor]) -> list[Outcome]:
+            return [Outcome(float(pictures[0].float().mean()) + 1000 * len(originals))]
+
+    def builds(*_: Any, **__: Any) -> Builds:
+        return Builds(pictures={"lpips": cast(Any, Brightness()), "musiq": cast(Any, Brightness())})
+
+    monkeypatch.setattr("trainer.stage2.validation.find_builds", builds)
+    settings = {"steps": 1, "min_size": 64, "cfg": 1.0}
+    validation = Validation.of_folder(pairs, tagger()[1], settings, None, ("lpips", "musiq"))
+    figures = small_task(photos, validation=validation).sample(tmp_path, 1)
+    assert figures is not None
+    assert 0 < figures["musiq"] < 256
+    assert figures["lpips"] == pytest.approx(figures["musiq"] + 1000)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ("fid", "fid needs a whole set"),
+        ("nonsense", "Unknown metrics nonsense"),
+        ("maniqa", "cannot be computed here: maniqa"),
+    ],
+)
+def test_metrics_that_a_validation_cannot_have_are_refused_at_the_start(
+    pairs: Path, metrics: str, message: str
+) -> None:
+    if metrics == "maniqa" and importlib.util.find_spec("pyiqa"):
+        pytest.skip("pyiqa is here")
+    with pytest.raises(SettingsError, match=message):
+        Validation.of_folder(pairs, tagger()[1], {}, None, (metrics,))
+    with pytest.raises(SettingsError, match="name a folder of pairs by --validate"):
+        Validation.of_folder(None, tagger()[1], {}, None, (metrics,))
+
+
+def test_min_snr_weighs_each_image_by_its_own_timestep(photos: Path) -> None:
+    plain, weighed = (small_task(photos, replace(config(), min_snr=gamma)) for gamma in (0.0, 5.0))
+    batch = plain.batch(0)
+    pred = plain.predict(batch, plain.text_states(batch.prompts))
+    per_image = (pred - batch.noise).square().mean((1, 2, 3))
+    snr = (batch.acp / (1 - batch.acp)).flatten()
+    wanted = (per_image * snr.clamp(max=5.0) / snr).mean()
+    assert float(weighed.loss(0)[0].detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert float(plain.loss(0)[0].detach()) == pytest.approx(float(per_image.mean().detach()), rel=1e-5)
+    assert float(wanted.detach()) < float(per_image.mean().detach())
 
 
 def test_pairs_that_do_not_fit_are_refused(pairs: Path) -> None:

@@ -47,6 +47,12 @@ def noise_loss(pred: Tensor, noise: Tensor) -> Tensor:
     return F.mse_loss(pred.float(), noise.float())
 
 
+def min_snr_weight(acp: Tensor, gamma: float) -> Tensor:
+    """Weight of equation 2 at each timestep, min(SNR, γ) / SNR with SNR = ᾱ / (1 − ᾱ): that of predicted noise in Hang
+    et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (ICCV 2023), of the shape of `acp`."""
+    return (gamma * (1.0 - acp) / acp).clamp(max=1.0)
+
+
 def noise_loss_per_image(pred: Tensor, noise: Tensor) -> Tensor:
     """Equation 2 of each image of a batch, (B,)."""
     return F.mse_loss(pred.float(), noise.float(), reduction="none").mean((1, 2, 3))

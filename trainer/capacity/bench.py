@@ -143,7 +143,7 @@ class TimedTask(Stage2Task):
         """One whole training step; returns its loss."""
         loop, self.batches.clock = self.config.loop, clock
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
+        with loop.autocast():
             batch = self.batch(number)
             with clock.phase("frozen"):
                 text = self.text_states(batch.prompts)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..data.photos import Photo
 from ..engine.journal import Figures
 from ..engine.loop import Task
 from ..engine.loop_config import LoopConfig
+from ..engine.optimizers import moment_bytes
 from ..engine.processes import process_count
 from .live_memory import LiveBytes
 
@@ -26,8 +28,6 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 _FEW = 2
 """Images of the passes that are measured, where the run's are larger."""
-MOMENTS = {"adamw": 8, "adamw-fused": 8, "adamw-8bit": 2}
-"""Bytes per parameter that each optimizer keeps."""
 _CPU_ATTENTION: Any = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
@@ -94,11 +94,12 @@ def dry_run(task: Task, config: LoopConfig) -> DryRun:
     """Run two passes and an optimizer step that changes nothing, and measure them."""
     trained = [p for p in task.trained.parameters() if p.requires_grad]
     everything = [task.trained, *getattr(task, "frozen", ())]
-    frozen = _unique(p for module in everything for p in module.parameters() if not p.requires_grad)
-    activations, flops = cost_of_pass(lambda: _pass(task, config, 0)[0], [*trained, *frozen])
+    frozen = unique(p for module in everything for p in module.parameters() if not p.requires_grad)
+    offload = config.offload_activations
+    activations, flops = cost_of_pass(lambda: _pass(task, config, 0)[0], [*trained, *frozen], offload=offload)
     seconds = _timed_step(task, config, trained)
-    weights, gradients = _bytes(frozen) + _bytes(trained), _bytes(trained)
-    moments = sum(p.numel() for p in trained) * MOMENTS[config.optimizer]
+    weights, gradients = bytes_of(frozen) + bytes_of(trained), bytes_of(trained)
+    moments = round(sum(p.numel() for p in trained) * moment_bytes(config.optimizer))
     average = gradients if config.ema else 0
     memory = {
         "weights": weights,
@@ -112,7 +113,7 @@ def dry_run(task: Task, config: LoopConfig) -> DryRun:
         trained=sum(p.numel() for p in trained),
         frozen=sum(p.numel() for p in frozen),
         memory=memory,
-        checkpoint=_bytes(trained) + moments + average,
+        checkpoint=bytes_of(trained) + moments + average,
         photos=len(paths),
         photo_bytes=_mean_size(paths),
         flops=flops / config.micro_batch,
@@ -149,15 +150,14 @@ def show(planned: DryRun) -> None:
 
 
 def _pass(task: Task, config: LoopConfig, part: int) -> tuple[Tensor, Figures]:
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-    with torch.autocast(config.resolve_device().type, kind, enabled=kind is not None):
+    with config.autocast():
         return task.loss(part)
 
 
-def cost_of_pass(loss: Callable[[], Any], parameters: Iterable[Tensor]) -> tuple[int, int]:
+def cost_of_pass(loss: Callable[[], Any], parameters: Iterable[Tensor], *, offload: bool = False) -> tuple[int, int]:
     """Bytes that a forward and backward pass takes at most, beside the parameters and their gradients; and its
     arithmetic, in floating-point operations of matrix products and convolutions. A result that needs no gradients has
-    no backward pass."""
+    no backward pass; with `offload` what it needs waits in another memory."""
     parameters = list(parameters)
     gradients = []
     for parameter in parameters:
@@ -165,7 +165,7 @@ def cost_of_pass(loss: Callable[[], Any], parameters: Iterable[Tensor]) -> tuple
             parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     # One after the other: torch's counter of operations keeps tensors alive that a pass lets go.
-    with LiveBytes([*parameters, *gradients]) as memory:
+    with LiveBytes([*parameters, *gradients]) as memory, memory.elsewhere() if offload else nullcontext():
         _there_and_back(loss)
     with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         _there_and_back(loss)
@@ -198,11 +198,13 @@ def _now(config: LoopConfig) -> float:
     return time.perf_counter()
 
 
-def _unique(parameters: Iterable[Any]) -> list[Any]:
+def unique(parameters: Iterable[Any]) -> list[Any]:
+    """Each of them once, though networks share some."""
     return list({id(p): p for p in parameters}.values())
 
 
-def _bytes(parameters: Iterable[Tensor]) -> int:
+def bytes_of(parameters: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
     return sum(p.numel() * p.element_size() for p in parameters)
 
 

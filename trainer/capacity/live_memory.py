@@ -32,6 +32,16 @@ class LiveBytes(TorchDispatchMode):
         tree_map_only(Tensor, self._see, result)
         return result
 
+    def elsewhere(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """A context in which what the backward pass needs waits in another memory, as `save_on_cpu` lets it wait on the
+        host: copies there do not count, those that come back do."""
+
+        def away(tensor: Tensor) -> Tensor:
+            with torch.utils._python_dispatch._disable_current_modes():
+                return tensor.clone()
+
+        return torch.autograd.graph.saved_tensors_hooks(away, torch.clone)
+
     def _see(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()

@@ -163,7 +163,7 @@ class FrozenCache:
 def network_key(loop: LoopConfig, *networks: nn.Module) -> str:
     """Names networks by their weights, and how a run computes with them."""
     compiled = loop.compile in ("frozen", "all")
-    how = (loop.precision, loop.tf32, compiled, loop.resolve_device().type)
+    how = (loop.resolve_precision(), loop.tf32, compiled, loop.resolve_device().type)
     return " ".join([*map(fingerprint, networks), *map(str, how)])
 
 

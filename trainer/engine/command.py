@@ -49,6 +49,8 @@ class StageCommand(RecipeCommand):
 
     out: Path
     """Folder of the run."""
+    push_to_hub: str = ""
+    """Repository on the hub, OWNER/NAME, that the result is uploaded to with a card when the run is over."""
     dry_run: bool = False
     """Print parameters, memory, images and hours, and stop."""
 

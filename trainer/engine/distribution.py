@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from seesr_core.errors import SettingsError
@@ -39,13 +40,16 @@ class Computes(Protocol):
 class Pass(nn.Module):
     """A task's loss as the forward pass of a module, which is what data parallelism wraps."""
 
-    def __init__(self, task: Computes) -> None:
+    def __init__(self, task: Computes, offload_activations: bool = False) -> None:
         super().__init__()
-        self.task, self.trained = task, task.trained
+        self.task, self.trained, self.offload_activations = task, task.trained, offload_activations
 
     def forward(self, number: int) -> tuple[Tensor, Figures]:
         """Loss and figures of part `number`."""
-        return self.task.loss(number)
+        if not self.offload_activations:
+            return self.task.loss(number)
+        with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+            return self.task.loss(number)
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -64,7 +68,8 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     )
 
     device, zero = config.resolve_device(), is_zero()
-    if config.precision == "fp16" and device.type == "cpu":
+    precision = config.resolve_precision()
+    if precision == "fp16" and device.type == "cpu":
         raise SettingsError("The precision fp16 needs a GPU; choose bf16 or fp32 on a CPU.")
     if zero and not (is_deepspeed_available() and compare_versions("deepspeed", ">=", DEEPSPEED)):
         raise SettingsError(f"The launcher asks for DeepSpeed: `pip install 'deepspeed>={DEEPSPEED}'`.")
@@ -73,7 +78,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     # Told to use a CPU, accelerate leaves DeepSpeed out; with a backend's name it finds the processes all the same.
     over = {"backend": "gloo"} if zero and device.type == "cpu" else {}
     return Accelerator(
-        mixed_precision="no" if zero or config.precision == "fp32" else config.precision,
+        mixed_precision="no" if zero or precision == "fp32" else precision,
         cpu=device.type == "cpu" and not zero,
         device_placement=False,
         step_scheduler_with_optimizer=False,

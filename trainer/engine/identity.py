@@ -24,6 +24,7 @@ _MAY_CHANGE = {
     "keep_last",
     "log_every",
     "max_skipped",
+    "offload_activations",
     "sample_every",
     "save_every",
     "timeout",
@@ -38,6 +39,8 @@ _MAY_CHANGE = {
 _NOT_RECORDED = {"tags", "lr", "mixture"}
 """Facts that older checkpoints do not have; they are compared where they are known."""
 _DEFAULTS = {field.name: field.default for field in fields(LoopConfig) if field.default is not MISSING}
+_ADDED = {"frozen_dtype": "fp32", "min_snr": 0.0}
+"""Settings of stages that older checkpoints do not have, and what these runs did."""
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -59,7 +62,7 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     Raises:
         DataError: they differ in what must stay; the sentence names each.
     """
-    before = {**_DEFAULTS, **before}
+    before = {**_DEFAULTS, **{name: value for name, value in _ADDED.items() if name in now}, **before}
     names = sorted((set(before) | set(now)) - _MAY_CHANGE - (_NOT_RECORDED - set(before)))
     pairs = {name: (_plain(before.get(name)), now.get(name)) for name in names}
     changed = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new]

@@ -201,6 +201,17 @@ class Progress:
         self.bar.close()
 
 
+def last_line(path: Path) -> dict[str, float]:
+    """The figures in the last whole line of a log; empty without one."""
+    for line in reversed(read_text(path, errors="replace").splitlines()) if path.exists() else ():
+        try:
+            found: dict[str, float] = read(dict[str, float], parse_json(line))
+            return found
+        except ValueError:
+            continue
+    return {}
+
+
 def write_run(out: Path, facts: Mapping[str, Any], *, processes: int, device: torch.device) -> None:
     """`run.json`: the resolved recipe, the code's version and the environment, with one entry for every start."""
     path = out / "run.json"

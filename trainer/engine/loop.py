@@ -31,7 +31,7 @@ from .journal import Figures, Journal, Progress, RunningMeans, write_run
 from .lock import Watch, held, leave
 from .loop_config import LoopConfig
 from .needs import check_packages
-from .optimizers import build_optimizer
+from .optimizers import begin, build_optimizer, count_from, counters, finish, has_modes
 from .sharding import unsharded, whole
 from .state import State
 from .zero import ZeroState, configure
@@ -128,7 +128,8 @@ class Training:
         self, task: Task, config: LoopConfig, out: Path, accelerator: Accelerator, identity: Mapping[str, Any]
     ) -> None:
         self.task, self.config, self.out, self.accelerator = task, config, out, accelerator
-        self.facts = json.loads(json.dumps({**asdict(config), **identity}))
+        settings = {**asdict(config), "precision": config.resolve_precision()}
+        self.facts = json.loads(json.dumps({**settings, **identity}))
         self.model, self.state = _prepare(task, config, accelerator)
         self.checkpoints = Checkpoints(out, config.keep_last)
         saved = _resume(self.checkpoints, self.state, self.facts)
@@ -137,6 +138,8 @@ class Training:
         self.main: bool = accelerator.is_main_process
         # The meter of a checkpoint has the figures of all processes.
         self.meter = RunningMeans(**notes.get("meter", {})) if self.main else RunningMeans()
+        begin(self.state.optimizer)
+        count_from(self.state.optimizer, notes.get("optimizer", {}))
         self.guard = _Guard(config.max_skipped, total=notes.get("skipped", 0))
         self.journal = Journal(out, writes=self.main, wandb=config.wandb, facts=self.facts)
         self.clock = time.monotonic()
@@ -161,6 +164,7 @@ class Training:
                 self.sample()
         progress.close()
         self.journal.close()
+        finish(self.state.optimizer)
         result = self.state.average or self.state.parameters
         return {name: whole(tensor.detach()).clone() for name, tensor in result.items()}
 
@@ -207,6 +211,7 @@ class Training:
         if self.main:
             images = self.done * self.config.batch_size
             notes = {"meter": meter.state(), "skipped": self.guard.total, "images": images}
+            notes["optimizer"] = counters(self.state.optimizer)
             self.checkpoints.save(tensors, self.done, self.facts, notes)
         self.accelerator.wait_for_everyone()
 
@@ -231,7 +236,7 @@ def _prepare(task: Task, config: LoopConfig, accelerator: Accelerator) -> tuple[
     if config.tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     _compile(task, config)
-    module = Pass(task)
+    module = Pass(task, config.offload_activations)
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = build_optimizer(
         config.optimizer, trained, learning_rate=config.learning_rate, weight_decay=config.weight_decay
@@ -318,20 +323,26 @@ def _sample(
 
     figures: Mapping[str, float] | None = None
     if accelerator.is_main_process or accelerator.distributed_type is DistributedType.FSDP:
-        with _weights(state.parameters, state.average), unsharded(model), torch.no_grad():
+        with _weights(state), unsharded(model), torch.no_grad():
             figures = task.sample(folder, step)
     return dict(gathered(accelerator, dict(figures or {}))[0])
 
 
 @contextlib.contextmanager
-def _weights(parameters: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block the parameters hold their moving average."""
-    kept = {name: parameters[name].detach().clone() for name in average}
+def _weights(state: State) -> Iterator[None]:
+    """Within the block the parameters hold what would be exported: their moving average, or what the optimizer means
+    for use. Then they have the bits that they had."""
+    parameters, swaps = state.parameters, has_modes(state.optimizer) and not state.average
+    kept = {name: parameters[name].detach().clone() for name in (parameters if swaps else state.average)}
     try:
-        for name, tensor in average.items():
+        for name, tensor in state.average.items():
             parameters[name].data.copy_(tensor)
+        if swaps:
+            finish(state.optimizer)
         yield
     finally:
+        if swaps:
+            begin(state.optimizer)
         for name, tensor in kept.items():
             parameters[name].data.copy_(tensor)
 

@@ -9,10 +9,9 @@ import torch
 
 from seesr_core.errors import SettingsError
 
-from .optimizers import OptimizerName
 from .processes import local_device, process_count
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "mixed")
 COMPILED = ("none", "frozen", "trained", "all")
 
 
@@ -28,8 +27,9 @@ class LoopConfig:
     """Peak learning rate of the optimizer."""
     accumulation: int = 1
     """Parts into which each process cuts its share of the batch, so that it fits into memory."""
-    optimizer: OptimizerName = "adamw"
-    """`adamw`, `adamw-fused`, or `adamw-8bit` (bitsandbytes)."""
+    optimizer: str = "adamw"
+    """`adamw`, `adamw-fused`, `adamw-8bit` (bitsandbytes), or the import path of a class such as `lion_pytorch.Lion`,
+    `prodigyopt.Prodigy` (with a learning rate of 1) or `schedulefree.AdamWScheduleFree`."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     warmup: int = 0
@@ -45,7 +45,8 @@ class LoopConfig:
     ema: float = 0.0
     """Decay of the moving average of the weights that is exported; 0 turns it off."""
     precision: str = "fp32"
-    """`fp32`, or `bf16` or `fp16` (autocast; fp16 with loss scaling)."""
+    """`fp32`, or `bf16` or `fp16` (autocast; fp16 with loss scaling), or `mixed`: bf16 where the device computes in it,
+    else fp16."""
     tf32: bool = False
     """Whether matrix products in fp32 may round their inputs to TF32 on GPUs that can."""
     compile: str = "none"
@@ -53,6 +54,8 @@ class LoopConfig:
     by the part of the batch, so a network that has some (stage 1) depends on how the batch is divided."""
     compile_backend: str = "inductor"
     """Backend of torch.compile."""
+    offload_activations: bool = False
+    """Whether what the backward pass needs waits in the CPU's memory: less memory on a GPU, more time. Values stay."""
     device: str = "auto"
     """Device to train on: `auto`, `cpu`, `cuda`, …"""
     workers: int = 0
@@ -121,6 +124,18 @@ class LoopConfig:
     def resolve_device(self) -> torch.device:
         """The device that `auto` stands for."""
         return local_device() if self.device == "auto" else torch.device(self.device)
+
+    def resolve_precision(self) -> str:
+        """The precision that `mixed` stands for on the device, or the one that is set."""
+        if self.precision != "mixed":
+            return self.precision
+        half = self.resolve_device().type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if half else "fp16"
+
+    def autocast(self) -> torch.autocast:
+        """The context in which a pass is computed in the run's precision."""
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.resolve_precision())
+        return torch.autocast(self.resolve_device().type, kind, enabled=kind is not None)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

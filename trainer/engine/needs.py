@@ -9,6 +9,7 @@ import sys
 from seesr_core.errors import SettingsError
 
 from .loop_config import LoopConfig
+from .optimizers import check_optimizer
 from .processes import is_alone_against_its_config
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def check_packages(config: LoopConfig) -> None:
     """
     if config.optimizer == "adamw-8bit":
         require_package("bitsandbytes", "The optimizer 'adamw-8bit'", "choose 'adamw-fused'")
+    check_optimizer(config.optimizer)
     if config.wandb:
         require_package("wandb", f"Logging to the Weights & Biases project {config.wandb!r}", "leave `wandb` empty")
 

@@ -41,18 +41,17 @@ def configure(accelerator: Accelerator, module: nn.Module, config: LoopConfig) -
         )
     if accelerator.mixed_precision != "no":
         raise SettingsError("DeepSpeed's file asks for half precision; leave it to the recipe (--loop.precision bf16).")
-    if config.precision == "fp16" or config.optimizer == "adamw-8bit":
+    if config.resolve_precision() == "fp16" or config.optimizer not in ("adamw", "adamw-fused"):
         raise SettingsError(
             "With DeepSpeed the precision must be fp32 or bf16 and the optimizer adamw or adamw-fused, got "
-            f"{config.precision} and {config.optimizer}; launch with trainer/accelerate/ddp.yaml for these."
+            f"{config.resolve_precision()} and {config.optimizer}; launch with trainer/accelerate/ddp.yaml for these."
         )
     settings = plugin.deepspeed_config
     settings["train_micro_batch_size_per_gpu"] = config.micro_batch
     settings["gradient_accumulation_steps"] = config.accumulation
     settings["gradient_clipping"] = config.max_grad_norm
     settings["zero_optimization"] |= {"reduce_bucket_size": _BUCKET, "allgather_bucket_size": _BUCKET}
-    half = torch.autocast(config.resolve_device().type, torch.bfloat16, enabled=config.precision == "bf16")
-    module.forward = half(module.forward)
+    module.forward = config.autocast()(module.forward)
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from ..data.crops import write_skipped
 from ..data.pairs import say_what_lr_is
 from ..data.photos import Photo, read_photos
 from ..engine import command
+from ..engine.hub import check_hub, push
 from ..engine.loop import train
 from ..engine.loop_config import LoopConfig
 from ..engine.needs import check_needs
@@ -59,6 +60,7 @@ def parse(argv: Sequence[str] | None) -> Stage1Command:
 def run(options: Stage1Command) -> Path | None:
     """Read what the command names and train; returns the merged file."""
     check_needs(options.config.loop)
+    check_hub(options.push_to_hub)
     photos = read_photos(options.data)
     say_what_lr_is(photos)
     teacher, vocabulary = read_teacher(options.teacher, options.tag_lists)
@@ -71,7 +73,9 @@ def run(options: Stage1Command) -> Path | None:
         show(replace(small_dry_run(build, config.loop), photos=len(photos)))
         return None
     source = f"stage 1, recipe {options.recipe}, teacher {options.teacher.name}, photos {Path(options.data).name}"
-    return train_dape(options.config, teacher, vocabulary, photos, options.out, source=source)
+    result = train_dape(options.config, teacher, vocabulary, photos, options.out, source=source)
+    push(result, options.out, options.push_to_hub)
+    return result
 
 
 def train_dape(

@@ -161,7 +161,7 @@ class Batches:
         """Everything that a prepared batch depends on."""
         config, names = self.config, ("crop", "min_scale", "degradation", "degradation_group")
         settings = {name: asdict(config)[name] for name in (*names, *(["fixed_crops"] if config.fixed_crops else []))}
-        loop = ("by image", config.loop.seed, config.loop.micro_batch, config.loop.precision)
+        loop = ("by image", config.loop.seed, config.loop.micro_batch, config.loop.resolve_precision())
         networks = fingerprint(self.networks.vae), fingerprint(self.networks.dape)
         given = [listed(photo.lr for photo in self.crops.photos)] if self.crops.paired else []
         photos = listed(photo.path for photo in self.crops.photos)

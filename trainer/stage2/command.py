@@ -20,6 +20,8 @@ from ..data.crops import write_skipped
 from ..data.pairs import make_crops, say_what_lr_is
 from ..data.photos import Photo, read_photos
 from ..engine import command
+from ..engine.frozen import check_frozen
+from ..engine.hub import check_hub, push
 from ..engine.loop import train
 from ..engine.loop_config import LoopConfig
 from ..engine.needs import check_needs
@@ -49,6 +51,8 @@ class Stage2Command(command.StageCommand):
     """Folder with LR and HR, pairs to judge the run by; `python -m trainer.evaluate.degrade` makes some."""
     niqe_params: Path | None = None
     """NIQE's published parameters (.npz), to have it among the figures."""
+    metrics: tuple[str, ...] = ()
+    """Further figures of the validation, by their names in `python -m trainer.evaluate`, such as lpips."""
     init: Path | None = None
     """Start from these `seesr*.safetensors` weights instead of fresh ones."""
     export: Literal["fp16", "fp32"] = "fp16"
@@ -71,6 +75,8 @@ def parse(argv: Sequence[str] | None) -> Stage2Command:
 def run(options: Stage2Command) -> Path | None:
     """Read what the command names, train (or resume) and export; returns the exported file."""
     check_needs(options.config.loop)
+    check_frozen(options.config.frozen_dtype)
+    check_hub(options.push_to_hub)
     photos, config = read_photos(options.data), options.config
     say_what_lr_is(photos)
     dape, vocabulary = read_dape(options.dape)
@@ -89,8 +95,10 @@ def run(options: Stage2Command) -> Path | None:
     about: dict[str, Any] = {"base": options.base.name, "recipe": options.recipe, "defaults": defaults}
     about["dtype"] = {"fp16": torch.float16, "fp32": torch.float32}[options.export]
     settings = {"steps": VALIDATION_STEPS, **base_defaults(base), **defaults}
-    judge = Validation.of_folder(options.validate, vocabulary, settings, options.niqe_params)
-    return train_control(config, networks, photos, options.out, validation=judge, **about)
+    judge = Validation.of_folder(options.validate, vocabulary, settings, options.niqe_params, options.metrics)
+    result = train_control(config, networks, photos, options.out, validation=judge, **about)
+    push(result, options.out, options.push_to_hub)
+    return result
 
 
 def train_control(

@@ -12,7 +12,7 @@ from seesr_core import models
 from seesr_core.dape import DAPE, tagger_input
 from seesr_core.errors import SettingsError, WeightsError
 from seesr_core.formats.base import Base
-from seesr_core.formats.control import ControlParts
+from seesr_core.formats.control import RCA, ControlParts
 from seesr_core.method.controlnet import controlnet_from_unet
 from seesr_core.method.denoiser import predict_noise
 from seesr_core.method.rca import rca_parameters
@@ -21,6 +21,7 @@ from seesr_core.method.unet import build_unet
 
 from ..data.order import Stream, scoped_seed
 from ..engine.adapters import add_lora
+from ..engine.frozen import keep_frozen
 from .recipes import Stage2Config
 
 
@@ -115,6 +116,9 @@ def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: Control
         dape=dape.requires_grad_(False).eval(),
     )
     choose_trained(networks, config)
+    keep_frozen(unet, config.frozen_dtype, but=RCA)
+    for frozen in (networks.vae, networks.text_encoder, networks.dape):
+        keep_frozen(frozen, config.frozen_dtype)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         controlnet.enable_gradient_checkpointing()

@@ -15,6 +15,7 @@ from seesr_core.settings import UpscaleSettings
 
 from ..data.stage_config import StageConfig, require
 from ..degradation import DegradationConfig, SharpenConfig
+from ..engine.frozen import FrozenDtype
 from ..engine.loop_config import LoopConfig
 
 Trained = Literal["all", "rca-image-encoder", "lora"]
@@ -49,6 +50,9 @@ class Stage2Config(StageConfig):
     timestep_power: float = 1.0
     """Timesteps are ⌊1000·u^power⌋ with uniform u: 1 is the paper's uniform choice, more favours late steps, which have
     little noise."""
+    min_snr: float = 0.0
+    """γ of min-SNR weighting, which lets timesteps of little noise count less, those whose signal-to-noise ratio is
+    above γ; 5 is its authors' choice, 0 leaves equation 2 as it is."""
     hint_channels: tuple[int, ...] = (16, 32, 96, 256)
     """Widths of the trainable image encoder; weights to start from bring their own."""
     cache_texts: bool = False
@@ -58,6 +62,10 @@ class Stage2Config(StageConfig):
     """Whether latents (the posterior's moments) and soft prompts of given LR/HR pairs are kept, up to 1 GiB in memory
     and all of them in the run folder: 0.4 MB a crop at full size. Needs crops that return: fixed ones, or pairs that
     are not larger than the crop."""
+    frozen_dtype: FrozenDtype = "fp32"
+    """How the weights of frozen networks are kept: U-Net without RCA, autoencoder, text encoder and tagger. `bf16` and
+    `fp16` take half the memory, `8bit` (bitsandbytes) a quarter; norms and biases stay in fp32. A pass spares as much
+    if it is computed in that precision, or with `gradient_checkpointing`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
 
@@ -71,6 +79,7 @@ class Stage2Config(StageConfig):
         require(self.trained in get_args(Trained), f"trained must be one of {choices}", repr(self.trained))
         UpscaleSettings.for_model(self.sampling())
         require(self.lora_rank >= 1, "lora_rank must be at least 1", self.lora_rank)
+        require(self.min_snr >= 0, "min_snr must not be negative", self.min_snr)
         require(self.timestep_power > 0, "timestep_power must be positive", self.timestep_power)
 
     def sampling(self) -> dict[str, Any]:
@@ -90,14 +99,15 @@ def stage2_paper() -> Stage2Config:
 
     Reproduces: `seesr/controlnet` and the RCA of `seesr/unet`, given SD-2-base, the DAPE of stage 1, and LSDIR with the
     first 10 k faces of FFHQ, tagged by the plain tagger. The paper names Adam; the published code runs AdamW with
-    weight decay 0.01, and that is what this does.
+    weight decay 0.01, and that is what this does. It runs in mixed precision (fp16), and so does this: in bf16 where
+    the device computes in it, since that needs no loss scaling; `--loop.precision fp32` for all of it in fp32.
     Expected: the paper's Table 2.
     Hardware: 8 GPUs of 32 GB in the paper; `--loop.accumulation` cuts the batch into passes that fit, and any number
     of processes (`accelerate launch -m trainer.stage2 …`) gives the same losses.
     Command: python -m trainer.stage2 --recipe paper --data LSDIR.jsonl --base sd-2-base --dape dape.safetensors
         --out runs/seesr
     """
-    loop = LoopConfig(steps=150_000, batch_size=192, learning_rate=5e-5, save_every=1000, workers=8)
+    loop = LoopConfig(steps=150_000, batch_size=192, learning_rate=5e-5, precision="mixed", save_every=1000, workers=8)
     return Stage2Config(loop=loop, smallest_photo=512, skip_grey=True, gradient_checkpointing=True)
 
 

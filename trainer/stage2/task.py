@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from seesr_core.method.losses import noise_loss, noise_loss_per_image
+from seesr_core.method.losses import min_snr_weight, noise_loss, noise_loss_per_image
 from seesr_core.method.rca import rca_parameters
 from seesr_core.method.schedule import x0_from_eps
 
@@ -90,8 +90,11 @@ class Stage2Task:
         """Loss of eq. 2 on one part of a batch."""
         batch = self.batch(step)
         pred = self.predict(batch, self.text_states(batch.prompts))
-        per_image = noise_loss_per_image(pred.detach(), batch.noise)
-        return noise_loss(pred, batch.noise), _by_band(per_image, batch.timesteps)
+        bands = _by_band(noise_loss_per_image(pred.detach(), batch.noise), batch.timesteps)
+        if not self.config.min_snr:
+            return noise_loss(pred, batch.noise), bands
+        per_image = noise_loss_per_image(pred, batch.noise)
+        return (per_image * min_snr_weight(batch.acp.flatten(), self.config.min_snr)).mean(), bands
 
     def batch(self, step: int) -> Batch:
         """All inputs of a part of a step."""

@@ -6,7 +6,7 @@ restores it, measured against HR.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seesr_core.dape import Vocabulary, tagger_input
-from seesr_core.errors import DataError
+from seesr_core.errors import DataError, SettingsError
 from seesr_core.method.losses import noise_loss
 from seesr_core.method.text import training_text
 from seesr_core.models import Models
@@ -25,9 +25,12 @@ from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
 
 from ..data.order import Stream, by_image
+from ..engine.processes import local_device
 from ..engine.samples import save_grid
 from ..evaluate.pictures import as_picture, as_tensor, list_pictures, read_picture, unmatched
+from ..evaluate.quality.builds import find_builds
 from ..evaluate.quality.measure import Measure, means, read_niqe_model
+from ..evaluate.quality.metrics import BY_KEY, Build, choose_metrics
 from .batches import Batch
 from .networks import Networks
 
@@ -74,6 +77,26 @@ def read_pairs(folder: Path) -> list[ValidationPair]:
     return pairs
 
 
+def further_builds(metrics: Sequence[str], niqe_params: Path | None) -> Mapping[str, Build]:
+    """What computes the metrics of these names.
+
+    Raises:
+        SettingsError: an unknown name, one that cannot be computed here, or one of a whole set.
+    """
+    if not metrics:
+        return {}
+    chosen = choose_metrics(metrics)
+    if of_sets := [metric.key for metric in chosen if metric.of_set]:
+        raise SettingsError(
+            f"{', '.join(of_sets)} needs a whole set of pictures, not those of a validation; measure it afterwards by "
+            "`python -m trainer.evaluate`."
+        )
+    device = local_device()
+    builds = find_builds(chosen, backend="auto", originals=True, niqe_params=niqe_params, device=device)
+    builds.check(metrics)
+    return builds.pictures
+
+
 class Validation:
     """Figures and pictures of the present state of stage 2.
 
@@ -82,6 +105,7 @@ class Validation:
         vocabulary: the tagger's.
         settings: of sampling, over the published ones.
         niqe_params: NIQE's published parameters; None leaves NIQE out.
+        metrics: further figures, by their names in `trainer.evaluate`.
     """
 
     def __init__(
@@ -90,26 +114,47 @@ class Validation:
         vocabulary: Vocabulary,
         settings: Mapping[str, Any] | None = None,
         niqe_params: Path | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         self.pairs, self.vocabulary = pairs, vocabulary
         self.settings = UpscaleSettings.for_model(dict(settings or {}))
         self.measure = Measure(niqe_model=read_niqe_model(niqe_params) if niqe_params else None)
+        self.builds = further_builds(metrics, niqe_params)
 
     @classmethod
     def of_folder(
-        cls, folder: Path | None, vocabulary: Vocabulary, settings: Mapping[str, Any], niqe_params: Path | None
+        cls,
+        folder: Path | None,
+        vocabulary: Vocabulary,
+        settings: Mapping[str, Any],
+        niqe_params: Path | None = None,
+        metrics: Sequence[str] = (),
     ) -> Validation | None:
-        """Validation on the pairs in a folder; None without a folder."""
-        return cls(read_pairs(folder), vocabulary, settings, niqe_params) if folder else None
+        """Validation on the pairs in a folder; None without a folder.
+
+        Raises:
+            SettingsError: metrics without a folder, or as `further_builds`.
+        """
+        if metrics and not folder:
+            raise SettingsError("--metrics are figures of the validation: name a folder of pairs by --validate.")
+        return cls(read_pairs(folder), vocabulary, settings, niqe_params, metrics) if folder else None
 
     @torch.no_grad()
     def __call__(self, networks: Networks, folder: Path, step: int) -> dict[str, float]:
         """Write `validation-<step>.png` (rows LR, SR, HR) and return the means of all figures."""
         figures, _ = means(self.losses(networks, number, pair) for number, pair in enumerate(self.pairs))
         restored = [self.restore(networks, pair) for pair in self.pairs]
-        judged, _ = means(self.measure(sr, pair.hr) for sr, pair in zip(restored, self.pairs, strict=True))
+        judged, _ = means(self._judge(sr, pair.hr) for sr, pair in zip(restored, self.pairs, strict=True))
         self._draw(folder / f"validation-{step:06d}.png", restored)
         return {**figures, **judged}
+
+    def _judge(self, sr: Tensor, hr: Tensor) -> dict[str, float]:
+        """The figures of one picture; those that cannot be computed of it are left out."""
+        found = self.measure(sr, hr)
+        for name, build in self.builds.items():
+            (outcome,) = build.measure([sr], [hr] if BY_KEY[name].needs_original else [])
+            found |= {name: outcome.value} if outcome.value is not None else {}
+        return found
 
     def losses(self, networks: Networks, number: int, pair: ValidationPair) -> dict[str, float]:
         """Equation 2 at each of `BANDS` and its mean, `val_loss`; the noise depends on the pair's number alone."""
