@@ -71,6 +71,16 @@ def test_an_interrupted_run_goes_on_and_tags_nothing_twice(
     assert lines(options.out) == expected
 
 
+def test_a_line_that_holds_something_else_is_tagged_again(options: tag.TagCommand) -> None:
+    tag.tag(options)
+    expected, part = lines(options.out), options.out.with_name("t.part-0000.jsonl")
+    odd = ['{"file": "photos/0.png", "tags": "a"}', '{"file": "photos/1.png", "tags": [NaN]}', "[1]", "\ud800"]
+    part.write_bytes("\n".join(odd).encode("utf-8", "surrogatepass"))
+    options.out.unlink()
+    tag.tag(options)
+    assert lines(options.out) == expected
+
+
 def test_processes_share_the_photos_and_the_last_one_joins_their_lists(
     options: tag.TagCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ import tyro
 
 from seesr_core.dape import DAPE, Vocabulary, tagger_input
 from seesr_core.errors import DataError
+from seesr_core.formats.schema import parse_json, read
 from seesr_core.pictures.sizes import from_u8
-from seesr_core.runtime.files import atomic_write
+from seesr_core.runtime.files import read_text, write_text
 
-from .data.photos import Photo, load_photo, read_photos
+from .data.photos import MOST_LIST, Photo, load_photo, read_photos
 from .engine import command
 from .engine.processes import local_device, process_count
 from .stage1.networks import read_teacher
@@ -88,8 +89,10 @@ def _part(out: Path, rank: int) -> Path:
 def _place(photo: Photo, out: Path) -> dict[str, Any]:
     """Where the photo, and its LR if there is one, lie, as its line in the list has it."""
     if photo.span:
-        shard = photo.span.shard if "://" in photo.span.shard else _relative(Path(photo.span.shard), out)
-        return {"file": photo.path.name, "shard": shard, "offset": photo.span.offset, "size": photo.span.size}
+        place = asdict(photo.span)
+        name = "shard" if "shard" in place else "table"
+        whole = place[name] if "://" in place[name] else _relative(Path(place[name]), out)
+        return {"file": photo.path.name, **place, name: whole}
     lr = {"lr": _relative(photo.lr, out)} if photo.lr else {}
     return {"file": _relative(photo.path, out), **lr}
 
@@ -104,17 +107,27 @@ def _name(photo: Photo, out: Path) -> str:
 
 
 def _key(entry: Mapping[str, Any]) -> str:
+    if "table" in entry:
+        return f"{entry['table']} {entry['group']} {entry['row']}"
     return f"{entry['shard']} {entry['offset']}" if "shard" in entry else str(entry["file"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What is taken of a line that was written before."""
+
+    file: str
+    tags: list[str] | None
 
 
 def _tagged(out: Path) -> dict[str, list[str] | None]:
     """The tags of the photos that are done, by name; None for one that cannot be read."""
     found = {}
     for path in [out, *sorted(out.parent.glob(f"{out.stem}.part-*.jsonl"))]:
-        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        for line in read_text(path, MOST_LIST, errors="replace").splitlines() if path.exists() else []:
             try:
-                entry = json.loads(line)
-                found[_key(entry)] = entry["tags"]
+                entry = parse_json(line)
+                found[_key(entry)] = read(_Done, entry).tags
             except (ValueError, KeyError):
                 continue  # the process ended while it wrote this line
     return found
@@ -163,8 +176,7 @@ def _join(photos: Sequence[Photo], out: Path) -> Path | None:
     if len(readable) < (1 - _MOST_UNREADABLE) * len(photos):
         raise DataError(f"Only {len(readable)} of {len(photos)} photos can be read; the log above names the others.")
     lines = [{**photo.entry, **_place(photo, out), "tags": found} for photo, found in readable]
-    with atomic_write(out) as temporary:
-        temporary.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), "utf-8")
+    write_text(out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     pairs = sum(photo.lr is not None for photo, _ in readable)
     unreadable = len(photos) - len(readable)
     log.info("%d photos tagged, %d of them with their LR, %d unreadable: %s", len(readable), pairs, unreadable, out)

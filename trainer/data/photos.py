@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +22,11 @@ from seesr_core.runtime.files import read_text
 
 from ..engine.settings import read_toml
 from .mixture import Source
-from .shards import Span, expand, read_shards
+from .shards import Sample, Span, expand, read_shards, split_tags
+from .tables import Cell, find_tables, read_tables
 
-_MOST_LIST = 1 << 30
+_MOST_CAPTION = 1 << 16
+MOST_LIST = 1 << 30
 """Bytes of a list."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -37,8 +39,8 @@ class Photo:
     """Path of the photo's file."""
     tags: tuple[str, ...] = ()
     """What is known to be on it; a missing tag means unknown, not absent."""
-    span: Span | None = None
-    """The photo's place in a shard; `path` is then its name only."""
+    span: Span | Cell | None = None
+    """The photo's place in a shard or a table; `path` is then its name only."""
     lr: Path | None = None
     """The degraded photo, a quarter as wide and high, where it is given and not made."""
     entry: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -53,7 +55,8 @@ def read_photos(source: Path | str, *, within: tuple[Path, ...] = ()) -> list[Ph
     A source is a folder of photos (recursive); a folder with HR and LR, whose pictures of one name are pairs; a
     JSON-lines list, whose lines have `file` and `lr`, relative to the list, and `tags`, the latter two optional, or
     of a photo in a shard `shard`, relative too, and its place there, `offset` and `size` in bytes;
-    webdataset shards (`photos-{000..012}.tar`, a folder of .tar files, or an address that fsspec reads); or a mixture
+    webdataset shards (`photos-{000..012}.tar`, a folder of .tar files, or an address that fsspec reads); parquet files,
+    a folder of them, a data set on the hub (`hf://datasets/OWNER/NAME`); or a mixture
     of those, a .toml file with a table `[[source]]` for each: `data`, and optionally `weight` and `first`, the number
     of photos taken from its beginning. `within` are the mixtures that this source is part of.
 
@@ -67,6 +70,8 @@ def read_photos(source: Path | str, *, within: tuple[Path, ...] = ()) -> list[Ph
         photos = _from_mixture(path, within)
     elif os.path.isdir(path):
         photos = _from_folder(path)
+    elif tables := find_tables(name):
+        photos = _in_files(read_tables(tables))
     elif os.path.isfile(path):
         photos = [_read_line(path, number, line) for number, line in enumerate(_lines(path), 1)]
     else:
@@ -83,8 +88,21 @@ def _from_folder(folder: Path) -> list[Photo]:
     if (folder / "HR").is_dir() and (folder / "LR").is_dir():
         return _from_pairs(folder)
     shards = sorted(str(path) for path in folder.rglob("*.tar"))
-    photos = [Photo(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
-    return photos or _from_shards(shards)
+    photos = [Photo(path, _caption(path)) for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    return photos or _from_shards(shards) or _in_files(read_tables(find_tables(str(folder))))
+
+
+def _caption(path: Path) -> tuple[str, ...]:
+    """The tags "a, b, c" in the text file beside a photo, `NAME.txt`; none without one.
+
+    Raises:
+        DataError: there is one that cannot be read.
+    """
+    caption = path.with_suffix(".txt")
+    try:
+        return split_tags(" ".join(read_text(caption, _MOST_CAPTION).split())) if caption.is_file() else ()
+    except OSError as error:
+        raise DataError(f"{caption} should hold the tags of {path.name}, 'a, b, c' ({error.strerror}).") from error
 
 
 def _from_pairs(folder: Path) -> list[Photo]:
@@ -97,8 +115,16 @@ def _from_pairs(folder: Path) -> list[Photo]:
 
 
 def _from_shards(shards: Sequence[str]) -> list[Photo]:
-    samples = read_shards(shards, SUFFIXES)
-    return [Photo(Path(sample.span.shard) / sample.name, sample.tags, sample.span) for sample in samples]
+    return _in_files(read_shards(shards, SUFFIXES))
+
+
+def _in_files(samples: Iterable[Sample]) -> list[Photo]:
+    """Photos in larger files, each under the name of its file."""
+    return [Photo(_whole_file(sample.span) / sample.name, sample.tags, sample.span) for sample in samples]
+
+
+def _whole_file(span: Span | Cell) -> Path:
+    return Path(span.shard if isinstance(span, Span) else span.table)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +160,7 @@ def _from_mixture(path: Path, within: tuple[Path, ...]) -> list[Photo]:
 
 def _lines(source: Path) -> list[str]:
     try:
-        return read_text(source, _MOST_LIST).splitlines()
+        return read_text(source, MOST_LIST).splitlines()
     except OSError as error:
         raise DataError(
             f"{source} is no list of photos: expected a folder or UTF-8 text, found {error.strerror or error}."
@@ -151,6 +177,10 @@ class _Line:
     shard: str | None = None
     offset: Whole | None = None
     size: Annotated[int, Within(1, 1 << 30)] | None = None
+    table: str | None = None
+    group: Whole | None = None
+    row: Whole | None = None
+    column: str | None = None
 
 
 def _read_line(source: Path, number: int, line: str) -> Photo:
@@ -173,8 +203,13 @@ def _read_line(source: Path, number: int, line: str) -> Photo:
     return Photo(path, tuple(tags), span, lr, found)
 
 
-def _span(source: Path, entry: _Line) -> Span | None:
-    """The place in a shard that a line names, if it does."""
+def _span(source: Path, entry: _Line) -> Span | Cell | None:
+    """The place in a shard or a table that a line names, if it does."""
+    if entry.table is not None:
+        if entry.group is None or entry.row is None or entry.column is None:
+            raise MalformedError("a photo in a table needs `group`, `row` and `column`")
+        table = entry.table if "://" in entry.table else str(source.parent / entry.table)
+        return Cell(table, entry.group, entry.row, entry.column)
     if entry.shard is None:
         return None
     if entry.offset is None or entry.size is None:

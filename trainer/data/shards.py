@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from seesr_core.errors import DataError
 from seesr_core.formats.schema import parse_json, read
@@ -61,8 +61,8 @@ class Sample:
 
     name: str
     """File name of the photo."""
-    span: Span
-    """Place of the photo in the shard."""
+    span: Any
+    """Place of the photo in the shard, or in a table."""
     tags: tuple[str, ...]
     """Tags from `key.json` (its list `tags`) or `key.txt` ("a, b, c")."""
 
@@ -134,10 +134,16 @@ class _Tags:
 
 def _tags(data: bytes, suffix: str, name: str) -> tuple[str, ...]:
     try:
-        tags = read(_Tags, parse_json(data)).tags if suffix == ".json" else data.decode("utf-8").split(",")
-        return tuple(tag.strip() for tag in tags if tag.strip())
+        if suffix != ".json":
+            return split_tags(data.decode("utf-8"))
+        return tuple(tag.strip() for tag in read(_Tags, parse_json(data)).tags if tag.strip())
     except ValueError as error:
         raise DataError(f"{name} should hold the tags of a photo, {{'tags': […]}} or 'a, b, c' ({error}).") from error
+
+
+def split_tags(text: str) -> tuple[str, ...]:
+    """The tags of a text "a, b, c"."""
+    return tuple(tag.strip() for tag in text.split(",") if tag.strip())
 
 
 def open_source(source: str) -> IO[bytes]:
