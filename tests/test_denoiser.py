@@ -46,3 +46,11 @@ def test_without_guidance_the_network_runs_once_per_image():
 def test_control_scale_zero_equals_no_controlnet():
     assert torch.equal(_call(_denoiser(control_scale=0.0)), _call(_denoiser(controlnet=None)))
     assert not torch.allclose(_call(_denoiser()), _call(_denoiser(controlnet=None)))
+
+
+def test_every_image_may_have_a_timestep_of_its_own():
+    both = _denoiser(cfg=3.0)
+    with torch.no_grad():
+        apart = both(inputs()["x"], torch.tensor([400, 700]))
+        later = both(inputs()["x"], 700)
+    torch.testing.assert_close(apart, torch.stack([_call(both)[0], later[1]]), rtol=1e-4, atol=1e-5)

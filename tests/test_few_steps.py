@@ -16,10 +16,10 @@ from trainer.data.crops import Crops
 from trainer.data.photos import read_photos
 from trainer.data.teacher import Teacher
 from trainer.degradation import DegradationConfig, GeneratorDraws, SharpenConfig, degrade
+from trainer.distill.few_steps import FewStepConfig, FewStepTask, mild
 from trainer.engine.loop import train
 from trainer.engine.loop_config import LoopConfig
 from trainer.stage2.batches import tag_prompts
-from trainer.stage2.few_steps import FewStepConfig, FewStepTask, mild
 
 from .stage2_nets import small_networks, write_photos
 

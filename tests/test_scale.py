@@ -20,6 +20,8 @@ COUNTED = Counted(
     trained=10**9,
     steered=2 * 10**9,
     frozen=10**9,
+    steered_bytes=8 * 10**9,
+    frozen_bytes=4 * 10**9,
     trained_flops=4e12,
     frozen_flops=1e12,
     fixed=GIB,
@@ -43,6 +45,12 @@ def test_shapes_alone_tell_parameters_arithmetic_and_memory() -> None:
     assert fewer.trained_flops < found.trained_flops
     assert found.frozen_flops == fewer.frozen_flops > 0
     assert found.per_image > 3 * 64 * 64 * 4
+    kept = count(replace(recipe, frozen_dtype="bf16"), unet=unet_config(), tagger=tagger_config(2, 64))
+    assert (kept.trained, kept.steered, kept.frozen) == (found.trained, found.steered, found.frozen)
+    # Half of the frozen weights go, but for norms and biases, which are few.
+    frozen = 4 * (found.steered - found.trained + found.frozen)
+    spared = found.steered_bytes + found.frozen_bytes - kept.steered_bytes - kept.frozen_bytes
+    assert 0.48 * frozen < spared < 0.5 * frozen
     one, two = (found.memory(images, recipe, 1) for images in (1, 2))
     assert two["activations"] - one["activations"] == found.per_image
     assert found.memory(1, recipe, 4)["gradients"] == found.trained

@@ -35,7 +35,7 @@ QUALITY = 88
 _WIDGETS = {"solver": "sampler_name", "steps": "steps", "cfg": "cfg", "start_timestep": "start_timestep"}
 _OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}, 10: {"cfg"}}
 """Settings by which a workflow shows something else than the small model's own."""
-NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12)
+NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 14)
 _HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre", 10: "regions", 11: "tile_prompts", 12: "fidelity"}
 STAND_INS = {3: 2, 5: 2}
 """Workflows for weights that are not here show what the small model makes of the same graph."""

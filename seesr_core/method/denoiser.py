@@ -113,9 +113,10 @@ class Denoiser:
     """What is added to the ControlNet's conditioning embedding, (B, first width, h, w); None: nothing."""
 
     def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
-        """Predict the noise of `x` (B, C, h, w), float32."""
+        """Predict the noise of `x` (B, C, h, w) at one timestep, or at one each (B,); float32."""
         guided_here = self.cfg > 1 and (self.cfg_interval == (0.0, 1.0) or guides(self.cfg_interval, int(t)))
         halves = [self.negative, self.positive] if guided_here else [self.positive]
+        t = t.repeat(len(halves)) if isinstance(t, Tensor) and t.ndim else t
         eps = predict_noise(
             self.unet,
             self.controlnet,

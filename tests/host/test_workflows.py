@@ -18,7 +18,7 @@ from . import nano_graphs as nano
 from .server import Run, Server
 
 PATHS = nano.workflow_paths()
-NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12)
+NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 14)
 REAL_NUMBERS = (3, 5)
 WIDTH, HEIGHT = nano.PHOTO_SIZE
 _WIDGETS = {"solver": "sampler_name"}
@@ -73,8 +73,8 @@ def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.hstack([left, np.full((len(left), 8, 3), 255, np.uint8), right])
 
 
-def test_twelve_workflows_with_pictures() -> None:
-    assert sorted(nano.number_of(path) for path in PATHS) == list(range(1, 13))
+def test_every_workflow_has_a_number_and_a_picture() -> None:
+    assert sorted(nano.number_of(path) for path in PATHS) == sorted((*NANO_NUMBERS, *REAL_NUMBERS))
     for path in PATHS:
         with Image.open(path.with_suffix(".jpg")) as picture:
             assert picture.format == "JPEG"
@@ -334,3 +334,12 @@ def test_12_more_fidelity_is_nearer_to_the_photo(server: Server, object_info: di
     assert errors[0] > errors[2]
     usual = nano.full_graph(object_info)
     assert np.array_equal(pictures[0], saved(server, server.run(usual), usual, "seesr")[0])
+
+
+def test_14_is_one_step_by_the_model_s_own_settings(server: Server, object_info: dict[str, Any]) -> None:
+    graph = api(14, object_info)
+    (picture,) = saved(server, server.run(graph), graph, "seesr_one_step")
+    assert_shows_photo(picture, 4)
+    for upscale in nano.nodes_of(graph, "SeeSRUpscale"):
+        upscale.update(steps=3, cfg=9.0, start_timestep=700)  # what the preset decides on
+    assert np.array_equal(picture, saved(server, server.run(graph), graph, "seesr_one_step")[0])

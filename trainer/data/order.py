@@ -52,6 +52,9 @@ class Stream:
     FEW_STEPS = 28
     """Which steps are eq. 2's, noise, exact codes and kind of degradation of the few-step tuning."""
 
+    DISTILL_FOLLOWER = 29
+    """Start of the adapters that follow a student's results."""
+
     NANO_AUTOENCODER_VIEW = 3
     """Which crops are flat ones in the training of the small autoencoder, by image."""
     NANO_WEIGHTS = 5

@@ -48,7 +48,8 @@ class Teacher:
         try:
             import spandrel
         except ImportError as error:
-            raise WeightsError("A teacher's file is read by spandrel: pip install spandrel.") from error
+            how = "`pip install 'comfyui-seesr[spandrel]'`"
+            raise WeightsError(f"A teacher's file is read by spandrel: {how}.") from error
         try:
             model = spandrel.ModelLoader().load_from_file(path)
         except (OSError, RuntimeError, ValueError, spandrel.UnsupportedModelError) as error:

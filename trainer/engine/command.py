@@ -49,10 +49,16 @@ class StageCommand(RecipeCommand):
 
     out: Path
     """Folder of the run."""
-    push_to_hub: str = ""
-    """Repository on the hub, OWNER/NAME, that the result is uploaded to with a card when the run is over."""
     dry_run: bool = False
     """Print parameters, memory, images and hours, and stop."""
+
+
+@dataclass(kw_only=True)
+class UploadingCommand(StageCommand):
+    """A stage's command whose result can go to the hub."""
+
+    push_to_hub: str = ""
+    """Repository on the hub, OWNER/NAME, that the result is uploaded to with a card when the run is over."""
 
 
 # The help text joins lines; a topic of a recipe's docstring ("Hardware: …") is to start a line of its own.

@@ -5,32 +5,34 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from seesr_core.dape import DAPE, Vocabulary
 from seesr_core.errors import SettingsError
 from seesr_core.formats.base import load_base
 from seesr_core.formats.control import ControlParts, read_control, write_control
+from seesr_core.formats.metadata import save_safetensors
 from seesr_core.formats.ram import read_dape, write_dape
+from seesr_core.formats.schema import parse_json, read
 from seesr_core.formats.sd import BaseParts, read_base, write_base
+from seesr_core.formats.tensorfile import load_tensors
 from seesr_core.method.schedule import BETA_END, BETA_START
-from seesr_core.runtime.files import atomic_write
+from seesr_core.runtime.files import read_text, write_text
 
 from ..data.crops import Crops
-from ..data.photos import read_photos
+from ..data.photos import MOST_LIST, read_photos
 from ..data.teacher import Teacher
 from ..deep_features import load_efficientnet
+from ..distill.few_steps import FewStepConfig, FewStepTask
 from ..engine.loop import train
 from ..stage1.command import train_dape
 from ..stage2.batches import tag_prompts
 from ..stage2.command import train_control
-from ..stage2.few_steps import FewStepConfig, FewStepTask
 from ..stage2.networks import Networks, build_networks
 from ..stage2.recipes import Stage2Config
 from . import dct
@@ -184,8 +186,7 @@ class Builder:
             json.dumps({"file": str(photo.path.resolve()), "tags": tags.split(", ") if tags else []})
             for photo, tags in zip(self.photos, found, strict=True)
         ]
-        with atomic_write(self.parts["tags"][0]) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", "utf-8")
+        write_text(self.parts["tags"][0], "\n".join(lines) + "\n")
 
     def prior(self) -> None:
         """Train U-Net and text encoder; write the base file and the ControlNet that learnt with them."""
@@ -275,7 +276,7 @@ class Builder:
         both = nn.ModuleDict({"unet": networks.unet, "controlnet": networks.controlnet})
         for tuned in (self.parts[part][0] for part in ("few-steps", "decoder")):
             if tuned.exists():
-                both.load_state_dict(load_file(tuned), strict=False)
+                both.load_state_dict(load_tensors(tuned), strict=False)
         return networks
 
     def package(self) -> None:
@@ -296,18 +297,17 @@ class Builder:
         """Licence and author of every training photo, from a list whose lines have them."""
         if self.source.is_dir():
             return
-        entries = [json.loads(line) for line in self.source.read_text("utf-8").splitlines()]
-        rows = [
-            [Path(entry["file"]).name, *(entry.get(key, "") for key in ("licence", "attribution"))] for entry in entries
-        ]
+        rows = []
+        for number, line in enumerate(read_text(self.source, MOST_LIST).splitlines(), 1):
+            entry = read(_Attribution, parse_json(line), f"{self.source}:{number}")
+            rows.append([Path(entry.file).name, entry.licence, entry.attribution])
         if any(row[1] for row in rows):
-            with atomic_write(path) as temporary:
-                temporary.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
+            write_text(path, "".join("\t".join(row) + "\n" for row in rows))
 
     def _vae(self) -> Any:
         """The run's autoencoder, its decoder the tuned one if it is there."""
         decoder = self.parts["decoder"][0]
-        weights = load_file(self.parts["autoencoder"][0]) | (load_file(decoder) if decoder.exists() else {})
+        weights = load_tensors(self.parts["autoencoder"][0]) | (load_tensors(decoder) if decoder.exists() else {})
         return _filled(build_autoencoder(), weights)
 
     def _dape(self) -> DAPE:
@@ -345,9 +345,18 @@ def _base_parts(networks: Networks, about: dict[str, Any]) -> BaseParts:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Attribution:
+    """What a line of a list says of whose a photo is."""
+
+    file: str
+    licence: str = ""
+    attribution: str = ""
+
+
 def _read_autoencoder(path: Path) -> dict[str, torch.Tensor]:
     """An autoencoder's tensors, from a run's file of them or from a base file."""
-    tensors = load_file(path)
+    tensors = load_tensors(path)
     return tensors if _DECODER_START in tensors else read_base(path).vae_state
 
 
@@ -357,7 +366,7 @@ def _fits(autoencoder: dict[str, torch.Tensor]) -> bool:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text("utf-8").splitlines()]
+    return [line.strip() for line in read_text(path).splitlines()]
 
 
 def _filled(module: Any, weights: Any) -> Any:
@@ -366,5 +375,4 @@ def _filled(module: Any, weights: Any) -> Any:
 
 
 def _save(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    with atomic_write(path) as temporary:
-        save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, temporary)
+    save_safetensors(path, {name: tensor.float() for name, tensor in weights.items()}, {})

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..degradation import DegradationConfig, SharpenConfig
+from ..distill.few_steps import FewStepConfig, Learns
 from ..engine.loop_config import LoopConfig
 from ..stage1.recipes import Stage1Config, stage1_nano
-from ..stage2.few_steps import FewStepConfig, Learns
 from ..stage2.recipes import Stage2Config, stage2_nano
 from .autoencoder import AutoencoderConfig
 from .prior import PriorConfig, PriorSizes

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Stage1Command(command.StageCommand):
+class Stage1Command(command.UploadingCommand):
     """Train DAPE. The same command again resumes; single settings of the recipe are overridden by the flags below."""
 
     teacher: Path

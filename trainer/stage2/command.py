@@ -35,7 +35,7 @@ from .validation import VALIDATION_STEPS, Validation
 
 
 @dataclass(kw_only=True)
-class Stage2Command(command.StageCommand):
+class Stage2Command(command.UploadingCommand):
     """Train ControlNet, image encoder and RCA. The same command again resumes; the flags below override the recipe."""
 
     data: str

@@ -26,13 +26,14 @@ from seesr_core.tiling.grid import PIXELS_PER_CELL
 from ..data.order import Stream, by_image, seeded
 from ..data.pairs import make_pairs
 from ..data.pool import Pool
-from ..deep_features import EfficientNetLite0, distance
+from ..deep_features import EfficientNetLite0
 from ..degradation import BlurConfig, DegradationConfig, FinalSincConfig, SharpenConfig, StageConfig
 from ..degradation.ops import quantize, resize
 from ..engine.samples import save_grid
-from .networks import Networks
-from .recipes import Stage2Config
-from .task import Stage2Task
+from ..stage2.networks import Networks
+from ..stage2.recipes import Stage2Config
+from ..stage2.task import Judge, Stage2Task
+from .losses import deep_loss, latent_loss, picture_loss
 
 Upscaler = Callable[[Tensor], Tensor]
 """LR (B, 3, h, w) -> SR (B, 3, H, W), both in [0, 1]."""
@@ -121,9 +122,11 @@ class FewStepTask(Stage2Task):
         teacher: what else to learn from than the photos; None leaves it out.
         features: network for the loss on deep features; None leaves that out.
         pool_folder: where prepared batches are kept.
+        validation: what judges the run.
     """
 
     config: FewStepConfig
+    shown_type: type[Shown] = Shown
 
     def __init__(
         self,
@@ -134,24 +137,33 @@ class FewStepTask(Stage2Task):
         teacher: Upscaler | None = None,
         features: EfficientNetLite0 | None = None,
         pool_folder: Path | None = None,
+        validation: Judge | None = None,
     ) -> None:
-        super().__init__(config, networks, *data)
+        super().__init__(config, networks, *data, validation=validation)
         self.teacher, self.settings = teacher, UpscaleSettings.for_model(defaults)
         self.features = features.to(self.device) if features else None
-        key = self.batches.key() + f" {config.mild} {config.mild_share} {teacher is not None}" if config.pool else ""
-        self.shown = Pool(config.pool * config.loop.parts, key, pool_folder, kind=Shown)
-        decoder = networks.vae.decoder
+        key = self._key() if config.pool else ""
+        self.shown = Pool(config.pool * config.loop.parts, key, pool_folder, kind=self.shown_type)
+        self.denoiser_learns, self.decoder_learns = config.learns != "decoder", config.learns != "denoiser"
+        self.trained = self._choose()
+        self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # stubs know tensors only
+
+    def _key(self) -> str:
+        """Everything that a prepared batch depends on."""
+        return self.batches.key() + f" {self.config.mild} {self.config.mild_share} {self.teacher is not None}"
+
+    def _choose(self) -> nn.Module:
+        """Let what learns require gradients, and nothing else; returns it."""
+        config, networks, decoder = self.config, self.networks, self.networks.vae.decoder
         parts = {"unet": networks.unet, "controlnet": networks.controlnet, "decoder": decoder}
         learning = {"denoiser": ("unet", "controlnet"), "decoder": ("decoder",), "all": tuple(parts)}[config.learns]
         for name, module in parts.items():
             module.requires_grad_(name in learning)
-        self.trained = nn.ModuleDict({name: parts[name] for name in learning})
-        self.denoiser_learns, self.decoder_learns = "unet" in learning, "decoder" in learning
-        self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # stubs know tensors only
+        return nn.ModuleDict({name: parts[name] for name in learning})
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when the part is resumed."""
-        return {**super().identity(), "timesteps run": self.settings.denoised_timesteps(), "taught": bool(self.teacher)}
+        return {**super().identity(), "timesteps run": self.settings.denoised_timesteps(), "taught": self.has_teacher}
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """The losses of a part of a batch."""
@@ -159,67 +171,79 @@ class FewStepTask(Stage2Task):
         by_noise = float(torch.rand((), generator=seeded(self.config.loop.seed, Stream.FEW_STEPS, step)))
         if self.denoiser_learns and by_noise < self.config.noise_share:
             return self._noise_loss(shown, step)
-        hr, taught = (_signed(image.to(self.device)) for image in (shown.hr, shown.taught))
-        codes = self._encode(hr)
         with torch.set_grad_enabled(self.denoiser_learns):
             z = self.restored(shown, step)
+        terms = self.terms(shown, z, step)
+        return torch.stack(list(terms.values())).sum(), {name: value.item() for name, value in terms.items()}
+
+    def terms(self, shown: Shown, z: Tensor, step: int) -> dict[str, Tensor]:
+        """The weighted losses of restored latents z (B, C, H/8, W/8), by name."""
+        config = self.config
+        hr, taught = (signed(image.to(self.device)) for image in (shown.hr, shown.taught))
+        codes = self.encode(hr)
         if self.decoder_learns:
             exact = self._exact(step)
             z, taught = torch.where(exact, codes, z), torch.where(exact, hr, taught)
         z_seen, hr, taught = self._window(step, z, hr, taught)
         picture = self.networks.vae.decode(z_seen / self.networks.vae.config.scaling_factor, return_dict=False)[0]
-        figures = {"picture": self._to_both(self.picture_loss, picture.float(), hr, taught)}
-        if self.denoiser_learns and self.config.latent_weight:
-            figures["latent"] = self.config.latent_weight * _charbonnier(z, codes, epsilon=0.1)
-        if self.features is not None and self.config.deep_weight:
-            figures["deep"] = self.config.deep_weight * self._to_both(self.deep_loss, picture.float(), hr, taught)
-        return torch.stack(list(figures.values())).sum(), {name: value.item() for name, value in figures.items()}
+        terms = {"picture": self._to_both(self.picture_loss, picture.float(), hr, taught)}
+        if self.denoiser_learns and config.latent_weight:
+            terms["latent"] = config.latent_weight * latent_loss(z, codes)
+        if self.features is not None and config.deep_weight:
+            terms["deep"] = config.deep_weight * self._to_both(self.deep_loss, picture.float(), hr, taught)
+        return terms
 
     def _to_both(self, loss: Callable[..., Tensor], result: Tensor, hr: Tensor, taught: Tensor) -> Tensor:
         """The loss against the photo and against the teacher, by their weights."""
-        weight = self.config.teacher_weight if self.teacher else 0.0
+        weight = self.config.teacher_weight if self.has_teacher else 0.0
         total = (1 - weight) * loss(result, hr)
         return total + weight * loss(result, taught) if weight else total
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a teacher's picture beside the photo."""
+        return self.teacher is not None
+
     def picture_loss(self, result: Tensor, target: Tensor) -> Tensor:
-        """Charbonnier on pixels and on differences of neighbours, pictures in [−1, 1]."""
-        error = result - target
-        across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
-        edges = _charbonnier(across) + _charbonnier(down)
-        return _charbonnier(error) + self.config.edge_weight / 2 * edges
+        """Pixels and differences of neighbours, pictures in [−1, 1]."""
+        return picture_loss(result, target, edge_weight=self.config.edge_weight)
 
     def deep_loss(self, result: Tensor, target: Tensor) -> Tensor:
         """Distance of deep features."""
         assert self.features is not None
         with torch.no_grad():
             wanted = self.features.features(target.add(1).div(2))
-        return distance(self.features.features(result.add(1).div(2)), wanted).mean()
+        return deep_loss(self.features.features(result.add(1).div(2)), wanted)
 
     def _noise_loss(self, shown: Shown, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Eq. 2 with the photo's own latents."""
         images = self.config.loop.images(step)
         draws = by_image(self.config.loop.seed, Stream.DENOISING, images=images)
         t = self.batches._timesteps(torch.cat([torch.rand(1, generator=g) for g in draws])).to(self.device)
-        z = self._encode(_signed(shown.hr.to(self.device)))
+        z = self.encode(signed(shown.hr.to(self.device)))
         noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in draws]).to(self.device)
         acp = alphas_cumprod().to(self.device)[t].view(-1, 1, 1, 1)
-        eps = self._predict(shown, q_sample(z, noise, acp), t, self._text(shown))
+        eps = self.predicted(shown, q_sample(z, noise, acp), t, self.text(shown))
         loss = noise_loss(eps, noise)
         return loss, {"noise": loss.item()}
 
     def restored(self, shown: Shown, step: int) -> Tensor:
         """Scaled latents that the shipped steps give, differentiable (B, C, H/8, W/8)."""
         images, settings = self.config.loop.images(step), self.settings
-        z_lr = self._encode(_signed(shown.condition.to(self.device)))
+        z_lr = self.encode(signed(shown.condition.to(self.device)))
         noise = StepNoise(by_image(self.config.loop.seed, Stream.FEW_STEPS, 1, images=images))
-        text = self._text(shown)
+        start, text = self.start_noise(shown, noise(z_lr)), self.text(shown)
         return sample(
-            lambda x, t: self._predict(shown, x, torch.full((len(x),), int(t), device=x.device), text).float(),
-            start_latent(noise(z_lr), z_lr=z_lr, start_timestep=settings.start_timestep),
+            lambda x, t: self.predicted(shown, x, torch.full((len(x),), int(t), device=x.device), text).float(),
+            start_latent(start, z_lr=z_lr, start_timestep=settings.start_timestep),
             timesteps=settings.denoised_timesteps(),
             noise_source=noise,
             solver=settings.solver,
         )
+
+    def start_noise(self, shown: Shown, drawn: Tensor) -> Tensor:
+        """The noise that the start has, (B, C, H/8, W/8): what was `drawn` for this step."""
+        return drawn
 
     def _exact(self, step: int) -> Tensor:
         """Which images the decoder is given exact codes of (B, 1, 1, 1); no teacher stands beside the photo there."""
@@ -236,17 +260,20 @@ class FewStepTask(Stage2Task):
         return seen, *(_crop(picture, place, side, PIXELS_PER_CELL) for picture in pictures)
 
     @torch.no_grad()
-    def _encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor) -> Tensor:
+        """Scaled latents of pictures in [−1, 1]."""
         return self.networks.encode_image(image.add(1).div(2), seeded(0))
 
-    def _text(self, shown: Shown) -> Tensor:
+    def text(self, shown: Shown) -> Tensor:
+        """Text states of a batch's tags as they are read when a photo is upscaled."""
         tags = [self.batches.tags[photo].rstrip(",") for photo in shown.photos.tolist()]
         texts = [compose_prompt([t] if t else [], self.settings.prompt, self.settings.added_prompt) for t in tags]
         return self.text_states(texts)
 
-    def _predict(self, shown: Shown, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predicted(self, shown: Shown, x: Tensor, t: Tensor, text: Tensor, networks: Networks | None = None) -> Tensor:
+        """ε̂ of noisy latents of a batch, by these networks or by those that are trained."""
         condition = shown.condition.to(self.device).float().div(255)
-        nets, soft = self.networks, shown.soft_prompt.to(self.device)
+        nets, soft = networks or self.networks, shown.soft_prompt.to(self.device)
         return nets.predict(x, t, text, image=condition, soft_prompt=soft)
 
     @torch.no_grad()
@@ -259,8 +286,8 @@ class FewStepTask(Stage2Task):
         return Shown(
             photos=torch.tensor(photos),
             hr=crops,
-            condition=_to_u8(condition),
-            taught=_to_u8(self.teacher(lr)) if self.teacher else crops,
+            condition=to_8_bits(condition),
+            taught=to_8_bits(self.teacher(lr)) if self.teacher else crops,
             soft_prompt=self.networks.soft_prompt(condition).cpu(),
         )
 
@@ -272,15 +299,17 @@ class FewStepTask(Stage2Task):
         return make_pairs(crop, degradation, numbers=numbers, first=image, group=1, device=self.device).lr
 
     @torch.no_grad()
-    def sample(self, folder: Path, step: int) -> None:
-        """LR, result, teacher, HR."""
+    def sample(self, folder: Path, step: int) -> Mapping[str, float] | None:
+        """LR, result, teacher, HR; and the figures of the validation, if there is one."""
         shown = self.shown.get(0, self._show)
         lr, taught, hr = (image.float().div(255) for image in (shown.condition, shown.taught, shown.hr))
         rows = (lr, self.networks.decode(self.restored(shown, 0)), taught, hr)
         save_grid(folder / f"{step:06d}.png", [row[:8] for row in rows], ("LR", "result", "teacher", "HR"))
+        return self.validation(self.networks, folder, step) if self.validation else None
 
 
-def _signed(image_u8: Tensor) -> Tensor:
+def signed(image_u8: Tensor) -> Tensor:
+    """Pictures in 8 bits as [−1, 1], channels last."""
     return image_u8.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
@@ -291,10 +320,6 @@ def _crop(image: Tensor, place: Sequence[int], side: int, scale: int) -> Tensor:
     return part.contiguous(memory_format=torch.channels_last)
 
 
-def _to_u8(image: Tensor) -> Tensor:
+def to_8_bits(image: Tensor) -> Tensor:
+    """Pictures in [0, 1] as 8 bits on the CPU."""
     return image.mul(255).round().to(torch.uint8).cpu()
-
-
-def _charbonnier(result: Tensor, target: Tensor | None = None, epsilon: float = 0.01) -> Tensor:
-    error = result if target is None else result - target
-    return (error.square() + epsilon**2).sqrt().mean() - epsilon

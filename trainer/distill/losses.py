@@ -1,0 +1,77 @@
+"""The terms by which a student of few steps learns, each by itself, in float32.
+
+Symbols: ẑ is the student's clean latent, z_t = √ᾱ_t·ẑ + √(1 − ᾱ_t)·ε its noised one, ε_real and ε_fake what two
+networks take the noise in z_t for, (B, C, h, w) all of them. Pictures are (B, 3, H, W) in [−1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from seesr_core.method.schedule import x0_from_eps
+
+from ..deep_features import distance
+
+_SOFT = 0.01
+"""Errors of pictures below this count squared, larger ones as they are."""
+_SOFT_LATENT = 0.1
+_FLOOR = 1e-5
+
+
+def charbonnier(result: Tensor, target: Tensor | None = None, epsilon: float = _SOFT) -> Tensor:
+    """Mean of √(e² + ε²) − ε over all elements of the error e = result − target (Charbonnier et al. 1994)."""
+    error = result if target is None else result - target
+    return (error.square() + epsilon**2).sqrt().mean() - epsilon
+
+
+def picture_loss(result: Tensor, target: Tensor, *, edge_weight: float = 1.0) -> Tensor:
+    """`charbonnier` of pixels, and by `edge_weight` of the differences of neighbours across and down."""
+    error = result - target
+    across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+    return charbonnier(error) + edge_weight / 2 * (charbonnier(across) + charbonnier(down))
+
+
+def latent_loss(result: Tensor, target: Tensor) -> Tensor:
+    """`charbonnier` of latents."""
+    return charbonnier(result, target, epsilon=_SOFT_LATENT)
+
+
+def deep_loss(result: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    """Mean distance of deep features (`deep_features.distance`) over a batch; those of the target are not
+    differentiated."""
+    return distance(result, [features.detach() for features in target]).mean()
+
+
+def end_point_loss(student: Tensor, end_point: Tensor) -> Tensor:
+    """Mean squared error between ẑ and where the teacher's deterministic sampling ends from the very same start.
+
+    The distillation term of SinSR (Wang et al., CVPR 2024, arXiv:2311.14760): ‖f_θ(x_T, y, T) − F(x_T, y)‖², with F all
+    steps of the teacher's sampler without noise (here DDIM, η = 0).
+    """
+    return (student.float() - end_point.detach().float()).square().mean()
+
+
+def distribution_matching_loss(
+    student: Tensor, noisy: Tensor, eps_real: Tensor, eps_fake: Tensor, acp: Tensor
+) -> Tensor:
+    """A term whose gradient by ẑ is the difference of two scores: it moves ẑ to where the teacher's results are likely.
+
+    ∂L/∂ẑ = (ẑ_fake − ẑ_real) / mean|ẑ − ẑ_real|, averaged over all elements, with the clean latents that the teacher
+    (real) and a network that follows the student's results (fake) see in z_t: Algorithm 2 of DMD (Yin et al., CVPR
+    2024, arXiv:2311.18828), kept by DMD2 (arXiv:2405.14867); in latents as OSEDiff's regularization (Wu et al., NeurIPS
+    2024, arXiv:2406.08177), which weighs otherwise. The normalization is by image.
+
+    Args:
+        student: ẑ, the only argument that is differentiated.
+        noisy: z_t.
+        eps_real: the teacher's noise.
+        eps_fake: the follower's noise.
+        acp: ᾱ_t, broadcast over the batch, (B, 1, 1, 1).
+    """
+    z, z_t = student.detach().float(), noisy.detach().float()
+    real, fake = (x0_from_eps(z_t, eps.detach().float(), acp) for eps in (eps_real, eps_fake))
+    scale = (z - real).abs().mean((1, 2, 3), keepdim=True).clamp(min=_FLOOR)
+    gradient = ((fake - real) / scale).nan_to_num()
+    return (student.float() * gradient).mean()
