@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from seesr_core.formats.ram import write_dape
 from seesr_core.install.convert_control import ControlJob
 from seesr_core.install.doctor import NOTE, OK, PROBLEM, judge_environment, judge_host
 from seesr_core.install.environment import Environment, as_numbers, free_disk, look_at_host
+from seesr_core.install.ledger import LEDGER, Ledger, Record
 from seesr_core.install.places import Target
 from seesr_core.model_files import NANO_FOLDER
 from seesr_core.runtime import cost
-from seesr_core.settings import UpscaleSettings
 
 from .test_checkpoints_refusals import MARK, Payload
 from .tiny_model import tagger
@@ -230,9 +230,6 @@ def test_wrong_usage(size: str) -> None:
     assert cli.main(["doctor", "--comfy", "/nowhere"]) == 2
 
 
-# Environment and host.
-
-
 def environment(**changes: Any) -> Environment:
     values: dict[str, Any] = {
         "version": "1",
@@ -298,36 +295,6 @@ def test_small_things(tmp_path: Path) -> None:
     assert Target.comfy(Path(shutil.copytree(tmp_path, tmp_path / "c" / "models"))).root.name == "models"
 
 
-# Prediction.
-
-
-def device(**changes: Any) -> cost.Device:
-    return replace(cost.card("RTX 3060"), **changes)
-
-
-def test_more_work_takes_longer_and_tiles_bound_memory() -> None:
-    settings = UpscaleSettings()
-    small, large = (cost.predict(cost.FULL, (side, side), settings, device()) for side in (128, 512))
-    assert (small.tiles, large.tiles, large.sizes.final) == (1, 9, (2048, 2048))
-    assert large.seconds > 9 * small.seconds
-    assert large.bytes < 1.6 * small.bytes
-    unguided = cost.predict(cost.FULL, (128, 128), UpscaleSettings(cfg=1.0), device())
-    assert unguided.seconds == pytest.approx(small.seconds / 2, rel=0.1)
-
-
-def test_published_figures_are_met_within_the_stated_factor() -> None:
-    """128² to 512² in 50 guided steps: 1.6 TFLOP a call, 164 TFLOP in all."""
-    found = cost.predict(cost.FULL, (128, 128), UpscaleSettings(), device(speed=1e12))
-    assert found.seconds == pytest.approx(164 + 4, abs=5)
-    assert 6e9 < found.bytes < 10e9
-
-
-def test_what_does_not_fit() -> None:
-    assert not cost.predict(cost.FULL, (512, 512), UpscaleSettings(), device(memory=4_000_000_000)).fits
-    assert cost.predict(cost.FULL, (512, 512), UpscaleSettings(), device(memory=None)).fits
-    assert cost.predict(cost.NANO, (128, 128), UpscaleSettings(), device(memory=4_000_000_000)).fits
-
-
 def test_too_large_for_this_machine(
     models: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,52 +306,16 @@ def test_too_large_for_this_machine(
     assert "→ a smaller --tile, a smaller --scale, or `--model nano`" in out
 
 
-@pytest.mark.parametrize(
-    ("name", "gigabytes"), [("NVIDIA GeForce RTX 3060 Ti", 8), ("NVIDIA GeForce RTX 3060", 12), ("NVIDIA H200", 141)]
-)
-def test_cards_by_their_own_names(name: str, gigabytes: int) -> None:
-    assert cost.card(name).memory == gigabytes * 10**9
-
-
-def operations(width: int, unet_config: Any, controlnet_config: Any, tokens: int, side: int) -> int:
-    """Counted on networks without numbers."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from seesr_core.method.controlnet import build_controlnet
-    from seesr_core.method.unet import build_unet
-
-    with torch.device("meta"):
-        unet = build_unet(unet_config, context_dim=width).eval()
-        controlnet = build_controlnet(controlnet_config, context_dim=width).eval()
-        x, text = (
-            torch.empty(1, unet_config.get("in_channels", 4), side, side),
-            torch.empty(1, 77, unet_config["cross_attention_dim"]),
-        )
-        soft, image = torch.empty(1, tokens, width), torch.empty(1, 3, 8 * side, 8 * side)
-        t = torch.empty(1)
-    extra = {"soft_prompt": soft, "rca_scale": 1.0}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        down, mid = controlnet(x, t, text, image, 1.0, cross_attention_kwargs=extra, return_dict=False)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        unet(x, t, text, **residuals, cross_attention_kwargs=extra, return_dict=False)
-    return int(counter.get_total_flops())
-
-
-@pytest.mark.parametrize("side", [32, 48])
-def test_the_small_models_operations_are_counted_right(side: int) -> None:
-    from seesr_core.formats.control import read_control
-
-    parts = read_control(NANO_FOLDER / "seesr" / "seesr-nano-control.safetensors")
-    found = operations(parts.context_dim, parts.unet_config, parts.controlnet_config, 17, side)
-    a, b, c = cost.NANO.call
-    assert found == pytest.approx(a + b * side**2 + c * side**4, rel=1e-6)
-
-
-@pytest.mark.slow
-def test_the_published_models_operations_are_counted_right() -> None:
-    from .golden import golden_dir
-
-    keys = golden_dir() / "unet_controlnet"
-    unet, controlnet = (json.loads((keys / f"full_{name}_config.json").read_text()) for name in ("unet", "controlnet"))
-    a, b, c = cost.FULL.call
-    assert operations(512, unet, controlnet, 145, 40) == pytest.approx(a + b * 40**2 + c * 40**4, rel=1e-6)
+def test_damage_is_told_by_the_hashes_that_were_noted(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    control, base = models / "seesr" / "seesr.safetensors", models / "checkpoints" / "512-base-ema.safetensors"
+    record = Record(sha256="0" * 64, bytes=base.stat().st_size, source="first/weights")
+    Ledger(models).note(base, record)
+    with control.open("r+b") as file:
+        file.seek(-16, os.SEEK_END)
+        file.write(b"x" * 16)
+    _, report = doctor(capfd, "--comfy", models.parent)
+    texts = [text for text, _ in problems(report)]
+    assert any(f"{base} has another sha256 than {LEDGER} noted when it came" in text for text in texts)
+    assert any(f"{control} has another sha256 than it states of itself" in text for text in texts)
+    _, quick = doctor(capfd, "--comfy", models.parent, "--quick")
+    assert not any("sha256" in text for text, _ in problems(quick))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,20 @@ def test_a_screenful(capfd: pytest.CaptureFixture[str]) -> None:
     assert any(hashlib.sha256(path.read_bytes()).hexdigest() in line for line in lines)
     assert len(lines) < 24
     assert max(map(len, lines)) < 240
+
+
+def test_damage_is_told_by_the_file_s_own_hash(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = Path(shutil.copy(NANO_FOLDER / "seesr" / "seesr-nano-control.safetensors", tmp_path))
+    assert inspect_file(path, hashed=True).undamaged is True
+    with path.open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(b"x" * 100)
+    assert inspect(path) == 0  # nothing is read but the header
+    assert inspect(path, "--hash") == 1
+    assert capfd.readouterr().err == (
+        f"error: {path} has another sha256 than it states of itself: it is damaged, or another program has changed it. "
+        "Make or download it again.\n"
+    )
 
 
 def test_as_json_with_a_file_that_cannot_be_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

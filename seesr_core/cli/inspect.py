@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..errors import WeightsError
-from ..install.inspection import Inspection, as_json, files_of, inspect_file
+from ..install.inspection import Inspection, as_json, damage, files_of, inspect_file
 from .console import say, say_error
 from .tables import bytes_bar, size_text
 
@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Give the command its description and options."""
     parser.description = "Tell what a weights file is, from its content, without loading it whole."
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="weights file, or folder with some")
-    parser.add_argument("--hash", action="store_true", help="also compute the sha256 and look it up")
+    parser.add_argument("--hash", action="store_true", help="also compute the sha256, look it up, and tell damage")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
 
 
@@ -39,9 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for item in found:
             _say(item)
-    for message in failed.values():
+    damaged = [damage(item.path) for item in found if item.undamaged is False]
+    for message in (*failed.values(), *damaged):
         say_error(f"error: {message}")
-    return 1 if failed else 0
+    return 1 if failed or damaged else 0
 
 
 def _say(item: Inspection) -> None:

@@ -24,7 +24,8 @@ from .environment import (
 )
 from .gather import SUFFIXES
 from .hashing import Progress
-from .inspection import Inspection, inspect_file
+from .inspection import Inspection, damage, inspect_file
+from .ledger import LEDGER, Ledger
 from .manifest import COMFY, Asset, RemoteFile, load_manifest
 from .places import Target, extra_folders
 
@@ -131,18 +132,27 @@ class Doctor:
         yield self._judge_seen(entry.path, entry.part, entry.seen, known)
 
     def _judge_seen(self, path: Path, part: str, seen: Inspection, known: tuple[str, RemoteFile] | None) -> Finding:
-        if known and known[1].size not in (None, seen.bytes):
-            text = f"{path} has {seen.bytes:,} bytes: the published file has {known[1].size:,}."
-            return Finding(level=PROBLEM, text=text, mend=self._fetch(known[0]))
-        if known and seen.sha256 and known[1].sha256 not in (None, seen.sha256):
-            text = f"{path} has another sha256 than the published file, though the same size: it is damaged or changed."
-            return Finding(level=PROBLEM, text=text, mend=self._fetch(known[0]))
+        if text := self._damage(path, seen, known[1] if known else None):
+            return Finding(level=PROBLEM, text=text, mend=self._fetch(known[0]) if known else "")
         if not seen.usable:
             level = NOTE if part == _BASE else PROBLEM
             mend = self._fetch(_MENDS.get(seen.kind, "base" if seen.prediction else ""))
             return Finding(level=level, text=f"{path} is {seen.label}; it fits {seen.fits}.", mend=mend)
         name = f" (the published {seen.known_as})" if seen.known_as else ""
         return Finding(level=OK, text=f"{path}: {seen.label}{name}, {gigabytes(seen.bytes)}.")
+
+    def _damage(self, path: Path, seen: Inspection, published: RemoteFile | None) -> str:
+        """Why a file is not what was published, downloaded or written; empty if nothing speaks against it."""
+        if published and published.size not in (None, seen.bytes):
+            return f"{path} has {seen.bytes:,} bytes: the published file has {published.size:,}."
+        if not seen.sha256:
+            return ""
+        if published and published.sha256 not in (None, seen.sha256):
+            return f"{path} has another sha256 than the published file, though the same size: it is damaged or changed."
+        noted = Ledger(self.target.root).find(path)
+        if noted and noted.sha256 != seen.sha256:
+            return f"{path} has another sha256 than {LEDGER} noted when it came: it is damaged or changed."
+        return damage(path) if seen.undamaged is False else ""
 
     def _roles(self, files: list[ModelFile]) -> Iterator[Finding]:
         yield from self._tagger(files)

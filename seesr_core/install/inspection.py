@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import WeightsError
 from ..formats.detect import FileKind, Kind, detect
+from ..formats.tensorfile import is_undamaged
 from ..runtime.files import listed
 from .evidence import Evidence, evidence_for, is_stated, is_turbo, prediction
 from .gather import SUFFIXES
@@ -58,6 +59,8 @@ class Inspection:
     """Hash of the file, if it was asked for."""
     known_as: str = ""
     """The published file that has this hash."""
+    undamaged: bool | None = None
+    """Whether the file is as it was written, if it was hashed and states its own hash."""
 
 
 def inspect_file(path: Path, *, hashed: bool = False, progress: Progress = lambda done, total: None) -> Inspection:
@@ -65,7 +68,7 @@ def inspect_file(path: Path, *, hashed: bool = False, progress: Progress = lambd
 
     Args:
         path: a weights file.
-        hashed: also compute its sha256 and look it up, which reads all of it.
+        hashed: also compute its sha256, look it up, and compare it with what the file states of itself; reads all.
         progress: of the hashing.
 
     Raises:
@@ -93,7 +96,16 @@ def inspect_file(path: Path, *, hashed: bool = False, progress: Progress = lambd
     if hashed:
         result.sha256 = sha256(path, progress)
         result.known_as = known_hashes().get(result.sha256, "")
+        result.undamaged = is_undamaged(header)
     return result
+
+
+def damage(path: Path) -> str:
+    """What is said of a file that has another hash than it states of itself."""
+    return (
+        f"{path} has another sha256 than it states of itself: it is damaged, or another program has changed it. Make "
+        "or download it again."
+    )
 
 
 def files_of(path: Path) -> list[Path]:

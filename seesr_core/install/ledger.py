@@ -44,8 +44,8 @@ class Ledger:
     """The folder."""
 
     def find(self, path: Path) -> Record | None:
-        """What is known of the file at `path`, below the root."""
-        return self._read().get(self._name(path))
+        """What is known of the file at `path`; nothing is of files outside of the root."""
+        return self._read().get(self._name(path)) if path.is_relative_to(self.root) else None
 
     def note(self, path: Path, record: Record) -> None:
         """Keep the record of a file that has just come.
