@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from seesr_core.formats.ram import write_dape
 from seesr_core.pipeline import Prompts, SeeSRPipeline
 from trainer.evaluate.commands import main
 from trainer.evaluate.pictures import as_tensor
+from trainer.evaluate.quality.fidelity import studio_luma
+from trainer.evaluate.report.intervals import Estimate
 from trainer.evaluate.study import ablation, study
 from trainer.evaluate.study.ablation import Options, run, table
 from trainer.evaluate.study.denoising import denoising_loss, make_target
@@ -90,6 +93,21 @@ def test_every_row_differs_from_full_and_is_measured(done: Path) -> None:
         )
     losses = {row: summary["mean"]["loss"] for row, summary in rows.items() if "loss" in summary["mean"]}
     assert len(set(losses.values())) == len(losses) == 7
+
+
+def test_nearness_to_the_photo_is_measured_at_its_own_size(done: Path, pairs: Path) -> None:
+    rows = report_of(done)["rows"]
+    lr = Image.open(next((pairs / "LR").glob("a.*"))).convert("RGB")
+    reduced = Image.open(done / "bicubic" / "a.png").resize(lr.size, Image.Resampling.BICUBIC)
+    error = studio_luma(as_tensor(reduced)) - studio_luma(as_tensor(lr))
+    expected = 10 * math.log10(255**2 / error.square().mean().item())
+    assert rows["bicubic"]["pictures"]["a"]["psnr_lr"] == pytest.approx(expected)
+    dial = [rows[row]["mean"]["psnr_lr"] for row in (FULL, "fidelity_25", "fidelity_50", "fidelity_75")]
+    assert dial == sorted(dial)
+    assert len(set(dial)) == 4
+    shown = next(line for line in table(report_of(done)).splitlines() if line.startswith("| fidelity 75 "))
+    difference = Estimate(**rows["fidelity_75"]["difference"]["psnr_y"])
+    assert f"| {difference.text(2, signed=True)} | {dial[-1]:.2f} |" in shown
 
 
 def test_rows_change_one_thing() -> None:
@@ -214,7 +232,7 @@ def test_command_line_with_sheet(
         == 0
     )
     out = capsys.readouterr().out
-    assert "| 3 pairs | PSNR-Y ↑ | SSIM-Y ↑ | NIQE ↓ | EfficientNet-Lite0 ↓ | change of the output | latent" in out
+    assert "| 3 pairs | PSNR-Y ↑ | SSIM-Y ↑ | NIQE ↓ | EfficientNet-Lite0 ↓ | PSNR-Y − full, dB [95 %] |" in out
     assert "| latent error ↓ | denoising loss ↓ | loss − full" in out
     assert "| bicubic |" in out
     assert Image.open(tmp_path / "sheet.png").width == 4 * (64 + 4)

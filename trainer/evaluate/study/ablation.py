@@ -18,12 +18,14 @@ from PIL import Image
 
 from seesr_core.errors import SettingsError
 from seesr_core.models import load_models
+from seesr_core.pictures.sizes import resize
 from seesr_core.pipeline import SeeSRPipeline
 
 from ...data.order import Stream, seeded
 from ...stage1.networks import read_teacher
-from ..pictures import as_picture, spread
+from ..pictures import as_picture, as_tensor, spread
 from ..quality.deep import DeepDistance
+from ..quality.fidelity import psnr_y
 from ..quality.measure import SETTINGS, Figures, Measure, means, read_niqe_model
 from ..quality.metrics import DEEP
 from ..report.intervals import Estimate, mean_estimate, resamples
@@ -37,6 +39,8 @@ from .study import Study, read_pairs
 RESAMPLES = 1000
 _COLUMNS = (
     *QUALITY,
+    Column(key="psnr_difference", title="PSNR-Y − full, dB [95 %]"),
+    Column(key="psnr_lr", title="LR-PSNR ↑"),
     Column(key="change", title="change of the output"),
     Column(key="latent_error", title="latent error ↓"),
     Column(key="loss", title="denoising loss ↓", digits=4),
@@ -128,6 +132,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 _SETTINGS = {
+    "psnr_lr": "PSNR-Y of the picture, brought to LR's size by bicubic, to LR: how well it keeps to the photo",
     "change": "mean absolute difference to the row 'full', levels of 8 bits over all channels",
     "loss": "mean squared error of the predicted noise on HR latents, the same noise in every row, no guidance",
     "latent_error": "squared error of the sampled latent to HR's, divided by that of LR's own latent; below 1: nearer",
@@ -178,7 +183,8 @@ def figures(study: Study, row: str, measure: Measure) -> dict[str, Figures]:
     for pair in study.pairs:
         picture, full = study.picture(row, pair), study.picture(FULL, pair)
         change = (picture.float() - full.float()).abs().mean().item()
-        found[pair.name] = {**measure(picture, pair.original()), "change": change}
+        kept = psnr_y(as_tensor(resize(as_picture(picture), pair.photo().size)), as_tensor(pair.photo()))
+        found[pair.name] = {**measure(picture, pair.original()), "psnr_lr": kept, "change": change}
         more = {"loss": study.loss(row, pair), "latent_error": study.latent_error(row, pair)}
         found[pair.name] |= {key: value for key, value in more.items() if value is not None}
     return found
@@ -218,8 +224,11 @@ def table(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     rows = {}
     for row, summary in report["rows"].items():
-        difference = summary["difference"].get("loss")
-        text = {} if difference is None else {"loss_difference": _percent(difference, report["rows"][FULL])}
+        differences, text = summary["difference"], {}
+        if "psnr_y" in differences:
+            text["psnr_difference"] = Estimate(**differences["psnr_y"]).text(2, signed=True)
+        if "loss" in differences:
+            text["loss_difference"] = _percent(differences["loss"], report["rows"][FULL])
         rows[row.replace("_", " ")] = {**summary["mean"], **text}
     absent = "".join(f"\n{name} absent: {reason}." for name, reason in report["absent"].items())
     return markdown(f"{report['pairs']} pairs", rows, _COLUMNS) + absent + "\n" * bool(absent)
