@@ -124,7 +124,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, metavar="PATH", help="another base model than that of --model")
     parser.add_argument("--control", type=Path, metavar="PATH", help="another control part, a file or a run's folder")
     parser.add_argument("--dape", type=Path, metavar="FILE", help="another tagger")
-    parser.add_argument("--device", default=AUTO, help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--device", default=AUTO, help="auto (CUDA, MPS or XPU if there), cpu, cuda:1, mps, xpu …")
     parser.add_argument("--frame", type=int, metavar="N", help="which frame (from 0) of an animation or page of a file")
 
 
