@@ -85,7 +85,7 @@ def read_diffusers_base(folder: str | os.PathLike[str], *, dtype: torch.dtype = 
         unet_state=_unet_state(root / "unet"),
         vae=_folder_vae(root / "vae", dtype),
         text_encoder=_folder_text_encoder(root / "text_encoder", dtype),
-        tokenizer=_folder_tokenizer(root / "tokenizer"),
+        tokenizer=folder_tokenizer(root / "tokenizer"),
         scheduler=scheduler,
     )
 
@@ -216,9 +216,12 @@ def _folder_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
         return _build_text_encoder(config, state, folder, dtype)
 
 
-def _folder_tokenizer(folder: Path) -> Any:
+def folder_tokenizer(folder: Path) -> Any:
     """Built by transformers from its own files, which are data of fixed form."""
     from transformers import CLIPTokenizer
 
     with one_sentence(folder, sources.BASE_FOLDER):
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if not isinstance(tokenizer.model_max_length, int):
+        raise WeightsError(f"{folder}: model_max_length of tokenizer_config.json should be a whole number.")
+    return tokenizer

@@ -14,6 +14,7 @@ import torch
 
 from .. import __version__
 from ..runtime.devices import AUTO, choose_device, choose_dtype
+from ..runtime.files import read_text
 from ..runtime.memory import available_memory
 
 PACKAGES = ("diffusers", "transformers", "huggingface_hub", "safetensors", "einops", "kornia", "numpy", "Pillow")
@@ -108,7 +109,7 @@ def _version(package: str) -> str:
 
 def _host_version(root: Path) -> str:
     try:
-        text = (root / "comfyui_version.py").read_text(encoding="utf-8")
+        text = read_text(root / "comfyui_version.py", 1 << 20, errors="replace")
     except OSError:
         return ""
     found = re.search(r"__version__\s*=\s*[\"']([^\"']+)", text)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
+from ..runtime.files import read_text
 from .manifest import COMFY, FOLDER, Asset, RemoteFile
 
 PUBLISHED = "published"
@@ -64,9 +65,9 @@ def extra_folders(models: Path, kind: str) -> list[Path]:
     found: list[Path] = []
     for group in groups.values() if isinstance(groups, dict) else ():
         if isinstance(group, dict) and group.get(kind):
-            base = config.parent / Path(os.path.expandvars(str(group.get("base_path") or ""))).expanduser()
+            base = config.parent / os.path.expanduser(os.path.expandvars(str(group.get("base_path") or "")))
             found += [base / line.strip() for line in str(group[kind]).splitlines() if line.strip()]
-    return [folder for folder in found if folder.is_dir()]
+    return [folder for folder in found if os.path.isdir(folder)]
 
 
 def _read_yaml(path: Path) -> Any:
@@ -75,8 +76,8 @@ def _read_yaml(path: Path) -> Any:
     except ImportError:
         return None
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return yaml.safe_load(read_text(path, 1 << 20))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
 
 

@@ -1,13 +1,14 @@
 """`python -m tools.fuzz --minutes N --seed S`: mutants of every kind in turn, a table of what became of them.
 
-Exit status 1 if any ended in a traceback, a hang, too much memory or a crash; each such mutant is named, and
-`--kind NAME --number N` runs it alone.
+`--mutants N` makes N of each kind instead, however long that takes. Exit status 1 if any ended in a traceback, a hang,
+too much memory or a crash; each such mutant is named, and `--kind NAME --number N` runs it alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import pickle
 import select
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=(__doc__ or "").split(":", 1)[1])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (10)")
+    parser.add_argument("--mutants", type=int, help="how many of each kind, in the place of --minutes")
     parser.add_argument("--seed", type=int, default=0, help="of all mutants (0)")
     parser.add_argument("--kind", help="only this kind")
     parser.add_argument("--number", type=int, help="only this mutant of --kind")
@@ -46,15 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.number is not None:
         _say(str(run_mutant(kinds[options.kind], options.seed, options.number)).replace("\\n", "\n"))
         return 0
-    return _run(kinds, options.seed, options.minutes)
+    if options.mutants is not None:
+        return _run(kinds, options.seed, math.inf, options.mutants)
+    return _run(kinds, options.seed, options.minutes, sys.maxsize)
 
 
-def _run(kinds: dict[str, Kind], seed: int, minutes: float) -> int:
+def _run(kinds: dict[str, Kind], seed: int, minutes: float, most: int) -> int:
     counts: dict[str, Counter[str]] = {name: Counter() for name in kinds}
     largest, longest, first, until = 0, 0.0, 0, time.monotonic() + 60 * minutes
-    while time.monotonic() < until:
+    while time.monotonic() < until and first < most:
         for name, kind in kinds.items():
-            for outcome in _chunk(kind, seed, first):
+            for outcome in _chunk(kind, seed, first, min(first + _CHUNK, most)):
                 counts[name][outcome.what] += 1
                 largest, longest = max(largest, outcome.more_bytes), max(longest, outcome.seconds)
                 if outcome.what in (*FAULTS, CRASH):
@@ -81,9 +85,9 @@ def _table(counts: dict[str, Counter[str]]) -> str:
     return "\n".join(lines)
 
 
-def _chunk(kind: Kind, seed: int, first: int) -> Iterator[Outcome]:
-    """Mutants from `first` on, in a process of their own, so that one that crashes or cannot be interrupted is told."""
-    number, last = first, first + _CHUNK
+def _chunk(kind: Kind, seed: int, first: int, last: int) -> Iterator[Outcome]:
+    """Mutants from `first` to before `last`, in a process of their own, so that one that crashes is told."""
+    number = first
     while number < last:
         done = 0
         for outcome in _in_child(kind, seed, number, last):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,17 +20,23 @@ from safetensors.torch import load_file, save
 
 from seesr_core.dape import Vocabulary
 from seesr_core.errors import SeeSRError
-from seesr_core.formats.base import load_base
+from seesr_core.formats.base import folder_tokenizer, load_base
 from seesr_core.formats.control import read_control
 from seesr_core.formats.ram import read_dape
+from seesr_core.formats.sd import read_base
 from seesr_core.formats.tensorfile import read_header
+from seesr_core.install.environment import look_at_host
 from seesr_core.install.inspection import inspect_file
+from seesr_core.install.ledger import LEDGER, Ledger
+from seesr_core.install.places import extra_folders
 from seesr_core.model_files import NANO, find_model
 from seesr_core.pictures.reading import read_photo
 from trainer.data.photos import load_photo, load_rgb, read_photos
 from trainer.engine.checkpoints import NEWEST, Checkpoints
 from trainer.engine.journal import Journal
 from trainer.engine.settings import overridden, read_toml
+from trainer.evaluate.quality.measure import read_niqe_model
+from trainer.evaluate.quality.state import Known
 from trainer.evaluate.semantics import coco
 from trainer.evaluate.semantics.boxes import read_annotations
 from trainer.evaluate.semantics.panoptic import read_panoptic
@@ -57,7 +64,7 @@ class Kind:
 
 def all_kinds() -> dict[str, Kind]:
     """Every kind, by name."""
-    kinds = (*_pictures(), *_weights(), *_data(), _checkpoints())
+    kinds = (*_pictures(), *_weights(), *_data(), _checkpoints(), *_surroundings())
     return {kind.name: kind for kind in kinds}
 
 
@@ -224,18 +231,28 @@ def _data() -> list[Kind]:
         "categories": [thing],
     }
     lines = [{"file": "photo.png", "tags": ["a", "b"]}, {"file": "photo.png", "lr": "photo.png"}]
-    mixture = b'[[source]]\ndata = "photo.png.jsonl"\nweight = 2\nfirst = 3\n\n[[source]]\ndata = "x"\nweight = 1\n'
+    mixture = b'[[source]]\ndata = "photo.png.jsonl"\nweight = 2\nfirst = 1\n\n[[source]]\n'
+    mixture += b'data = "x.jsonl"\nweight = 1\n'
     recipe = b"crop = 64\n[loop]\nsteps = 3\nlearning_rate = 1e-4\nmilestones = [1, 2]\n[degradation.first]\n"
     recipe += b"resize_weights = [0.2, 0.7, 0.1]\n[degradation.first.blur]\nsizes = [7, 9]\n"
     return [
         Kind("COCO boxes", ".json", _of_json([instances]), read_annotations),
         Kind("COCO masks", ".json", _of_json([instances]), lambda path: coco.read_file(coco.Masks, path, "masks")),
         Kind("COCO panoptic", ".json", _of_json([panoptic]), lambda path: read_panoptic(path, path.parent)),
-        Kind("list of photos", ".jsonl", _of_json(lines), read_photos),
-        Kind("mixture", ".toml", _of_bytes([mixture]), read_photos),
+        Kind("list of photos", ".jsonl", _of_json(lines), _use_photos),
+        Kind("mixture", ".toml", _of_bytes([mixture]), _use_photos),
         Kind("recipe", ".toml", _of_bytes([recipe]), _use_recipe),
         Kind("shard", ".tar", _of_bytes(_shards()), _use_shard),
     ]
+
+
+def _use_photos(path: Path) -> None:
+    """With the photo and the list that undamaged ones name."""
+    Image.new("RGB", (8, 8), (9, 90, 200)).save(path.parent / "photo.png")
+    for name in ("photo.png.jsonl", "x.jsonl"):
+        (path.parent / name).write_text('{"file": "photo.png", "tags": ["a"]}\n')
+    for photo in read_photos(path):
+        load_photo(photo)
 
 
 def _use_recipe(path: Path) -> None:
@@ -268,6 +285,76 @@ def _shards() -> list[bytes]:
 def _use_shard(path: Path) -> None:
     for photo in read_photos(str(path)):
         load_photo(photo)
+
+
+def _surroundings() -> list[Kind]:
+    """What lies beside weights and pictures and is read on the way."""
+    host = b"a111:\n  base_path: ~/x\n  dape: |\n    models/dape\n    other\nb: {seesr: y, base_path: $HOME}\n"
+    version = b'__version__ = "0.33.0"\n'
+    ledger = {"base/x.bin": {"sha256": "0" * 64, "bytes": 3, "source": "a/b", "commit": "c", "time": "now"}}
+    figures = [{"key": "a psnr", "value": 25.5, "why": ""}, {"key": "b niqe", "value": None, "why": "no model"}]
+    tokenizer = _tokenizer_files()
+    return [
+        Kind("host's model paths", ".yaml", _of_bytes([host]), _in_folder("extra_model_paths.yaml", _use_host)),
+        Kind("host's version", ".py", _of_bytes([version]), _in_folder("comfyui_version.py", _use_host)),
+        Kind("downloads", ".json", _of_json([ledger]), _in_folder(LEDGER, lambda root: Ledger(root).find(root / "x"))),
+        Kind("kept figures", ".jsonl", _of_json(figures), _in_folder("r.figures-0.jsonl", _use_figures)),
+        Kind("NIQE model", ".npz", _of_bytes([_niqe_model()]), read_niqe_model),
+        *(
+            Kind(f"{name} of a folder", ".json", make, _in_folder(f"tokenizer/{name}", _use_tokenizer(tokenizer, name)))
+            for name, make in (
+                ("tokenizer_config.json", _of_json([json.loads(tokenizer["tokenizer_config.json"])])),
+                ("vocab.json", _of_json([json.loads(tokenizer["vocab.json"])])),
+                ("merges.txt", _of_bytes([tokenizer["merges.txt"]])),
+            )
+        ),
+    ]
+
+
+def _in_folder(name: str, use: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Use a folder in which the mutant has this name."""
+
+    def used(path: Path) -> object:
+        place = path.parent / "folder" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+        return use(path.parent / "folder")
+
+    return used
+
+
+def _use_host(root: Path) -> None:
+    (root / "models").mkdir()
+    extra_folders(root / "models", "dape")
+    look_at_host(root / "models")
+
+
+def _use_figures(root: Path) -> None:
+    Known(root / "r.json").get("a psnr")
+
+
+def _niqe_model() -> bytes:
+    content, sizes = io.BytesIO(), {"mu_pris_param": (1, 36), "cov_pris_param": (36, 36), "gaussian_window": (7, 7)}
+    np.savez_compressed(content, **{name: np.ones(shape) for name, shape in sizes.items()})
+    return content.getvalue()
+
+
+def _tokenizer_files() -> dict[str, bytes]:
+    """Those of the small model."""
+    with tempfile.TemporaryDirectory() as folder:
+        read_base(find_model(NANO).base).tokenizer.write(Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _use_tokenizer(files: dict[str, bytes], mutant: str) -> Callable[[Path], object]:
+    """Load a tokenizer of these files, one of which is the mutant."""
+
+    def use(root: Path) -> None:
+        for name in files.keys() - {mutant}:
+            (root / "tokenizer" / name).write_bytes(files[name])
+        folder_tokenizer(root / "tokenizer")("a cat")
+
+    return use
 
 
 def _checkpoints() -> Kind:
