@@ -26,7 +26,7 @@ from ..runtime.memory import is_exhaustion
 _NESTS = ("model", "state_dict")
 _OLDEST_TORCH = (2, 6)
 """Before it the restricted reader could be got around (CVE-2025-32434)."""
-_MOST_STEPS = 5_000_000
+_MOST_STEPS = 2_000_000
 _MOST_PROGRAM = 1 << 26
 """Bytes of the program alone; the numbers lie beside it."""
 _MOST_NESTED = 10_000

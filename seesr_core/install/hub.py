@@ -96,8 +96,9 @@ def locate(source: Source, path: str) -> Remote:
 
 def _login(endpoint: str | None) -> bool | str | None:
     """The user's login: for the hub that gave it, and for another only where both were named together."""
-    host = urlsplit(endpoint or _HUB).hostname or ""
-    if host == _HUB_HOST or host.endswith(f".{_HUB_HOST}"):
+    address = urlsplit(endpoint or _HUB)
+    host = address.hostname or ""
+    if address.scheme == "https" and (host == _HUB_HOST or host.endswith(f".{_HUB_HOST}")):
         return None  # as the library finds it
     return os.environ.get("HF_TOKEN") or False
 

@@ -131,6 +131,8 @@ def test_another_content_under_the_same_name_is_refused(hub: Hub, tmp_path: Path
         ("https://huggingface.co", "secret", None),
         ("https://hub.huggingface.co", "", None),
         ("https://huggingface.co.evil.org", "", False),
+        ("https://huggingface.co@evil.org", "", False),
+        ("http://huggingface.co", "", False),
         ("https://mirror.org", "secret", "secret"),
         (None, "", None),
     ],
