@@ -139,13 +139,17 @@ def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _sorted_out(paths: Iterable[Path], source: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and other files among `paths`, which come of `source`; folders are passed over."""
-    suffixes = suffixes_read()
-    files = [path for path in paths if os.path.isfile(path)]
-    photos = [path for path in files if not path.suffix or path.suffix.lower() in suffixes]
+    """Pictures and other files among `paths`, which come of `source`; folders are passed over.
+
+    What cannot be opened, such as a link that leads nowhere, counts as what its name says, so that it is told.
+    """
+    photos, others, suffixes = [], [], suffixes_read()
+    for path in paths:
+        if not os.path.isdir(path):
+            (photos if not path.suffix or path.suffix.lower() in suffixes else others).append(path)
     if not photos:
         raise ImageError(f"{source} holds no pictures: expected at least one, such as photo.jpg or photo.png.")
-    return photos, [path for path in files if path not in photos]
+    return photos, others
 
 
 def plan_reading(source: Path) -> UpscaleJobs:

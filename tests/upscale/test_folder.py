@@ -99,6 +99,23 @@ def test_a_folder_goes_on_past_bad_photos_and_lists_them(
     assert "is empty (0 bytes)" in photos[4]["error"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+def test_links_that_lead_nowhere_and_pipes_are_listed(
+    model: Path, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "photos"
+    place.mkdir()
+    source.rename(place / "a.png")
+    (place / "b.png").symlink_to(tmp_path / "gone.png")
+    (place / "c").symlink_to(place / "c")
+    os.mkfifo(place / "d.jpg")
+    assert run(model, place, tmp_path / "out") == 1
+    assert names(tmp_path / "out") == ["a.png"]
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == "error: 3 of 4 photos failed:"
+    assert [word in line for word, line in zip(("b.png", "/c", "d.jpg"), told[1:], strict=True)] == [True] * 3
+
+
 def test_a_second_run_skips_what_is_done(
     model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
