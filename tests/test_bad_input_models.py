@@ -25,7 +25,7 @@ from seesr_core.runtime.devices import choose_device, choose_dtype
 from .checkpoint_files import SD2_UNET, tokenizer_files, write_zeros
 from .test_checkpoints_control import publish as publish_control
 from .test_checkpoints_ram import adapter, publish
-from .tiny_model import DEFAULTS, SCHEDULER, networks, photo, tagger, tiny_models, write_tiny_model
+from .tiny_model import DEFAULTS, SCHEDULER, networks, photo, tagger, tiny_models
 
 SD1_KEYS = {
     "model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
@@ -33,14 +33,9 @@ SD1_KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
-def folder(complete: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(complete, tmp_path / "model"))
+def folder(spoilable: Path) -> Path:
+    return spoilable
 
 
 def rewrite(path: Path, **metadata: Any) -> None:

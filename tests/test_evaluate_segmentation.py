@@ -20,7 +20,7 @@ from trainer.evaluate.semantics.panoptic import Segment, Segmented
 from trainer.evaluate.semantics.precision import why_absent
 from trainer.evaluate.semantics.segmentation import INSTANCES, PANOPTIC, SEMANTIC, Raw, Segmenter
 
-from .tiny_model import photo
+from .tiny_model import photo, write_results
 
 WIDTH, HEIGHT = 64, 48
 CAT, SKY, UNICORN = 1, 2, 3
@@ -32,12 +32,7 @@ needs_masks = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """Two annotated pictures and one besides: left half cat, right half sky, a strip of nothing above."""
-    for kind in ("hr", "sr", "lr"):
-        (tmp_path / kind).mkdir()
-    for seed, name in enumerate("abc"):
-        for kind in ("hr", "sr"):
-            photo(WIDTH, HEIGHT, seed).save(tmp_path / kind / f"{name}.png")
-        photo(WIDTH // 4, HEIGHT // 4, seed).save(tmp_path / "lr" / f"{name}.png")
+    write_results(tmp_path, "abc", WIDTH, HEIGHT)
     (tmp_path / "panoptic").mkdir()
     categories = [
         {"id": CAT, "name": "Cat", "isthing": 1},

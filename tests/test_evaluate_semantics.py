@@ -21,7 +21,7 @@ from trainer.evaluate.semantics.detection import Detector, Found
 from trainer.evaluate.semantics.folders import Options, evaluate
 from trainer.evaluate.semantics.precision import why_absent
 
-from .tiny_model import photo, tagger
+from .tiny_model import photo, tagger, write_results
 
 CPU = torch.device("cpu")
 needs_coco = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
@@ -30,12 +30,7 @@ needs_coco = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """Originals, results that are the originals, and photos that show something else."""
-    for kind in ("hr", "sr", "lr"):
-        (tmp_path / kind).mkdir()
-    for seed, name in enumerate("abcdef"):
-        for kind in ("hr", "sr"):
-            photo(64, 48, seed).save(tmp_path / kind / f"{name}.png")
-        photo(16, 12, seed + 50).save(tmp_path / "lr" / f"{name}.png")
+    write_results(tmp_path, "abcdef", 64, 48, lr_seed=50)
     dape, vocabulary = tagger()
     write_dape(tmp_path / "dape.safetensors", dape, vocabulary, dtype=torch.float32)
     annotate(tmp_path)

@@ -26,22 +26,23 @@ def losses(out: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in lines]
 
 
+def assert_same_losses(name: str, folder: Path, *, steps: int, rtol: float) -> None:
+    """Two and four processes against one."""
+    ranks.run(name, folder)
+    alone = losses(folder / "1")
+    assert len(alone) == steps
+    for count in ("2", "4"):
+        torch.testing.assert_close(torch.tensor(losses(folder / count)), torch.tensor(alone), rtol=rtol, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_stage_2_has_the_same_losses_in_1_2_and_4_processes(tmp_path: Path) -> None:
     write_photos(tmp_path)
-    ranks.run("equal", tmp_path)
-    alone = losses(tmp_path / "1")
-    assert len(alone) == 2
-    for count in ("2", "4"):
-        torch.testing.assert_close(torch.tensor(losses(tmp_path / count)), torch.tensor(alone), rtol=2e-5, atol=1e-6)
+    assert_same_losses("equal", tmp_path, steps=2, rtol=2e-5)
 
 
 def test_dropout_and_averages_are_the_same_in_1_2_and_4_processes(tmp_path: Path) -> None:
-    ranks.run("toy", tmp_path)
-    alone = losses(tmp_path / "1")
-    assert len(alone) == 6
-    for count in ("2", "4"):
-        torch.testing.assert_close(torch.tensor(losses(tmp_path / count)), torch.tensor(alone), rtol=1e-5, atol=1e-6)
+    assert_same_losses("toy", tmp_path, steps=6, rtol=1e-5)
 
 
 def test_when_a_process_dies_the_others_stop_and_name_it(tmp_path: Path) -> None:

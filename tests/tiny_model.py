@@ -91,6 +91,16 @@ def write_tiny_model(folder: Path) -> Path:
     return folder
 
 
+def write_results(folder: Path, names: str, width: int, height: int, *, lr_seed: int = 0) -> None:
+    """HR, results that equal it, and LR of a quarter of its sides, from other seeds if `lr_seed` says so."""
+    for kind in ("hr", "sr", "lr"):
+        (folder / kind).mkdir()
+    for seed, name in enumerate(names):
+        for kind in ("hr", "sr"):
+            photo(width, height, seed).save(folder / kind / f"{name}.png")
+        photo(width // 4, height // 4, seed + lr_seed).save(folder / "lr" / f"{name}.png")
+
+
 def photo(width: int = 16, height: int = 16, seed: int = 0, mode: str = "RGB") -> Image.Image:
     """A smooth random picture."""
     draws = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (4, 4, 3), dtype=np.uint8)

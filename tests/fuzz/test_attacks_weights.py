@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -27,20 +26,14 @@ from seesr_core.install.inspection import inspect_file
 from seesr_core.model_files import find_model
 from seesr_core.runtime.memory import peak_memory, reset_peak
 
-from ..tiny_model import write_tiny_model
 from .attacks import HEADERS, PICKLES, WRONG_RANKS, with_shapes
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
-def model(complete: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(complete, tmp_path / "model"))
+def model(spoilable: Path) -> Path:
+    return spoilable
 
 
 def refusal(path: Path) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ..tiny_model import photo, write_tiny_model
+from ..tiny_model import photo
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
+@pytest.fixture
+def model(complete: Path) -> Path:
+    return complete
 
 
 @pytest.fixture

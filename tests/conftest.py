@@ -1,0 +1,22 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's files, which tests leave as they are."""
+    from .tiny_model import write_tiny_model  # not where the host's tests run, which lack its libraries
+
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def spoilable(complete: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model's files for one test."""
+    return Path(shutil.copytree(complete, tmp_path / "model"))
