@@ -32,3 +32,8 @@ class DataError(SeeSRError):
 
 class ResourceError(SeeSRError):
     """Not enough memory or disk for the request."""
+
+
+def about_file(error: OSError) -> str:
+    """What is said of a file that the system refuses, for the last place that can say it."""
+    return f"{error.filename}: {error.strerror}. Check the name and its permissions."

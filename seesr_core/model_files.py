@@ -216,15 +216,15 @@ def _tagger(contents: _Contents) -> TaggerFiles:
 
 
 def _ram(contents: _Contents, weights: Path, adapter: Path) -> TaggerFiles:
-    lists = next((folder for folder in contents.folders if (folder / TAG_LISTS[0]).is_file()), None)
+    lists = next((folder for folder in contents.folders if os.path.isfile(folder / TAG_LISTS[0])), None)
     return TaggerFiles(
         weights=weights, adapter=adapter, tag_lists=lists or contents.missing(_TAG_LIST_SOURCE, "tag list")
     )
 
 
 def _is_base_folder(folder: Path) -> bool:
-    return (folder / "unet").is_dir() and (folder / "vae").is_dir()
+    return os.path.isdir(folder / "unet") and os.path.isdir(folder / "vae")
 
 
 def _is_published_folder(folder: Path) -> bool:
-    return (folder / "unet").is_dir() and (folder / "controlnet").is_dir()
+    return os.path.isdir(folder / "unet") and os.path.isdir(folder / "controlnet")

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import SeeSRError, SettingsError
+from ..errors import SeeSRError, SettingsError, about_file
 from ..runtime.signals import exit_code, how
 from .console import log_to_stderr, say_error
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             _give_up_output()
             return _fail(f"The output cannot be written: {error.strerror or error}.", FAILED)
-        return _fail(f"{error.filename}: {error.strerror}. Check the name and its permissions.", FAILED)
+        return _fail(about_file(error), FAILED)
     except KeyboardInterrupt as error:
         return _fail(f"{how(error)}; no half file was left.", exit_code(error))
 

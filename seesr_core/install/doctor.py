@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import WeightsError
 from ..formats.detect import Kind
 from ..formats.sources import TAG_LISTS
+from ..runtime.files import pass_over
 from ..runtime.memory import gigabytes
 from .environment import (
     COMMAND_LINE,
@@ -228,7 +229,7 @@ class Doctor:
 
 
 def _weights_below(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
+    for folder, names, files in os.walk(root, onerror=pass_over):
         names[:] = sorted(name for name in names if not name.startswith("."))
         if len(Path(folder).relative_to(root).parts) >= _DEPTH:
             names.clear()

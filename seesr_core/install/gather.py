@@ -123,9 +123,13 @@ def _weights_files(folder: Path) -> Iterator[Path]:
 
 def is_base_folder(folder: Path) -> bool:
     """A diffusers folder of a whole model."""
-    return (folder / "unet").is_dir() and (folder / "vae").is_dir()
+    return _has(folder, "unet") and _has(folder, "vae")
 
 
 def is_published_folder(folder: Path) -> bool:
     """The published SeeSR folder."""
-    return (folder / "unet").is_dir() and (folder / "controlnet").is_dir() and not (folder / "vae").is_dir()
+    return _has(folder, "unet") and _has(folder, "controlnet") and not _has(folder, "vae")
+
+
+def _has(folder: Path, name: str) -> bool:
+    return os.path.isdir(folder / name)  # False also where we may not look, which Path.is_dir raises

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -20,6 +21,8 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from ..errors import ResourceError
+
+log = logging.getLogger(__name__)
 
 _TEMPORARY = re.compile(r"\..*~([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.~]*)?")
 _STEM_BYTES = 80
@@ -123,10 +126,17 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder, sorted; nothing where the system does not let us look."""
-    with contextlib.suppress(OSError):
+    """What is in a folder, sorted; nothing, after a warning, where the system does not let us look."""
+    try:
         return sorted(folder.iterdir())
-    return []
+    except OSError as error:
+        pass_over(error)
+        return []
+
+
+def pass_over(error: OSError) -> None:
+    """Tell that a folder is left out because it cannot be read."""
+    log.warning("%s is left out: %s", error.filename, error.strerror)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import tempfile
@@ -17,6 +18,8 @@ from seesr_core.formats.sd import read_base
 from seesr_core.install.environment import look_at_host
 from seesr_core.install.places import extra_folders
 from seesr_core.model_files import NANO, find_model
+from seesr_core.runtime.files import listed
+from trainer.engine import command
 from trainer.evaluate.quality.measure import read_niqe_model
 
 PATHS = {
@@ -40,6 +43,24 @@ def test_a_version_of_the_host_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "comfyui_version.py").write_bytes(b'# \xff\x80\n__version__ = "0.33.0"\n')
     assert look_at_host(tmp_path / "models").version == "0.33.0"
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert listed(tmp_path) == [tmp_path / "file"]
+    assert not caplog.text
+    assert listed(tmp_path / "file") == []
+    assert f"{tmp_path / 'file'} is left out: Not a directory" in caplog.text
+
+
+def test_what_the_system_refuses_a_training_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    def action() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/photos")
+
+    assert command.run(action) == 1
+    assert caplog.messages == ["/photos: Permission denied. Check the name and its permissions."]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import tyro
 
 from seesr_core.cli.console import printable
-from seesr_core.errors import SeeSRError, SettingsError
+from seesr_core.errors import SeeSRError, SettingsError, about_file
 from seesr_core.runtime.signals import exit_code, how, terminable
 
 from .processes import process_count
@@ -140,6 +140,11 @@ def run(action: Callable[[], object]) -> int:
     except BrokenPipeError:
         # The reader of our output left; nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        log.error("%s", about_file(error))
         return 1
     return 0
 
