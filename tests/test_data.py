@@ -68,7 +68,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str, message: s
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist; expected a folder of photos"):
+    with pytest.raises(DataError, match="is no file or folder here; expected a folder of photos"):
         read_photos(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"No photos in .*; expected at least one of \.bmp"):
         read_photos(tmp_path)

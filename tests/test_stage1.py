@@ -244,7 +244,7 @@ def test_the_identity_tells_teachers_and_photos_apart(photos: Path) -> None:
         (("--min-scale", "2"), r"min_scale must lie in \[0, 1\], found 2"),
         (("--logits-weight", "-1"), "logits_weight must not be negative"),
         (("--recipe", "debgu"), "There is no recipe 'debgu'; there are paper, nano, debug. Did you mean 'debug'?"),
-        (("--data", "/nowhere"), "/nowhere does not exist; expected a folder of photos"),
+        (("--data", "/nowhere"), "/nowhere is no file or folder here; expected a folder of photos"),
         (("--teacher", "/nowhere.safetensors"), "/nowhere.safetensors"),
         (("--samples", "4"), "4 photos are too few: 4 are kept out to be shown"),
     ],

@@ -42,7 +42,9 @@ def one_sentence(path: str | os.PathLike[str], expected: Source | None = None) -
         if is_exhaustion(error):
             raise
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise ResourceError(f"There is no room while {path} is read: {error.strerror}. Make some.") from error
+            raise ResourceError(
+                f"Reading {path} needs temporary files, which cannot be written: {error.strerror}. Make room."
+            ) from error
         text = " ".join(str(error).split())[:200] or "no reason is given"
         again = f"Get {expected.name} again from {expected.where}." if expected else "Get it again."
         raise WeightsError(

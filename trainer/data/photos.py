@@ -76,7 +76,7 @@ def read_photos(source: Path | str, *, within: tuple[Path, ...] = ()) -> list[Ph
         photos = [_read_line(path, number, line) for number, line in enumerate(_lines(path), 1)]
     else:
         raise DataError(
-            f"{source} does not exist; expected a folder of photos, a .jsonl list with one photo a line, "
+            f"{source} is no file or folder here; expected a folder of photos, a .jsonl list with one photo a line, "
             "webdataset shards (.tar) or a mixture of those (.toml)."
         )
     if not photos:
