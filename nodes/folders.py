@@ -85,6 +85,6 @@ def _find(kind: str, name: str, *, folders_too: bool = False) -> Path:
             path = inside(Path(root), name)
         except ValueError as error:
             raise WeightsError(f"{error}; choose one of the loader's list.") from error
-        if path.is_file() or (folders_too and path.is_dir()):
+        if os.path.isfile(path) or (folders_too and os.path.isdir(path)):
             return path
     raise WeightsError(f"{name} is no longer in {roots[0]}; put it back or choose another file, then refresh the page.")

@@ -231,3 +231,11 @@ def test_a_workflow_cannot_name_files_outside_the_model_folders(places: Path, na
     for find in (folders.control_path, folders.dape_path):
         with pytest.raises(errors.WeightsError, match="does not name anything inside"):
             find(name)
+
+
+@pytest.mark.usefixtures("places")
+def test_a_name_that_no_file_can_have_is_one_sentence() -> None:
+    folders, errors = plugin("nodes.folders"), plugin("seesr_core.errors")
+    for find in (folders.control_path, folders.dape_path):
+        with pytest.raises(errors.WeightsError, match="is no longer in"):
+            find("a" * 5000)
