@@ -143,7 +143,7 @@ def _sorted_out(paths: Iterable[Path], source: Path) -> tuple[list[Path], list[P
 
     What cannot be opened, such as a link that leads nowhere, counts as what its name says, so that it is told.
     """
-    photos, others, suffixes = [], [], suffixes_read()
+    photos, others, suffixes = list[Path](), list[Path](), suffixes_read()
     for path in paths:
         if not os.path.isdir(path):
             (photos if not path.suffix or path.suffix.lower() in suffixes else others).append(path)

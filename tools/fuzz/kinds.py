@@ -334,8 +334,9 @@ def _use_figures(root: Path) -> None:
 
 
 def _niqe_model() -> bytes:
-    content, sizes = io.BytesIO(), {"mu_pris_param": (1, 36), "cov_pris_param": (36, 36), "gaussian_window": (7, 7)}
-    np.savez_compressed(content, **{name: np.ones(shape) for name, shape in sizes.items()})
+    content = io.BytesIO()
+    mean, covariance, window = (np.ones(shape) for shape in ((1, 36), (36, 36), (7, 7)))
+    np.savez_compressed(content, mu_pris_param=mean, cov_pris_param=covariance, gaussian_window=window)
     return content.getvalue()
 
 
