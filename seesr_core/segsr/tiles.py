@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..tiling.grid import Layout, Tile, TiledDenoiser
+from ..tiling.grid import Layout, Tile, TiledDenoiser, Window
 from ..tiling.runner import parts_of
 from .model import SegSR
 
@@ -22,10 +22,11 @@ class LabelPredictor:
     features: Tensor
     """F_lq of the whole latents (B, C, h, w), see `SegDM.features`."""
     tile: int = 96
-    """As in `TiledDenoiser`, like the next three."""
+    """As in `TiledDenoiser`, like the next four."""
     overlap: int = 4
     tile_batch: int = 1
     layout: Layout = "published"
+    window: Window = "reference"
 
     def __call__(self, noisy: Tensor, acp: float, image: Tensor | None) -> Tensor:
         """ŝ0 (B, N, h, w) of S_t under I_t."""
@@ -42,5 +43,6 @@ class LabelPredictor:
             overlap=self.overlap,
             tile_batch=self.tile_batch,
             layout=self.layout,
+            window=self.window,
         )
         return tiled(noisy, 0)

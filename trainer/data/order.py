@@ -49,6 +49,15 @@ class Stream:
     STAGE2_ADAPTERS = 18
     """Start of the adapters."""
 
+    SEGSR = 29
+    """Step of the grid, whether an image comes there by itself, and noise of the segmentation, by image."""
+    SEGSR_WEIGHTS = 30
+    """Start of SegDM and bridge."""
+    SCENES = 31
+    """Drawn scenes, by seed and number."""
+    SEGSR_INTERVAL = 32
+    """Resampling of scenes in `trainer.segsr.proof`."""
+
     FEW_STEPS = 28
     """Which steps are eq. 2's, noise, exact codes and kind of degradation of the few-step tuning."""
 

@@ -73,6 +73,8 @@ class Batches:
         pair_folder: where is kept what frozen networks made of given pairs, if `cache_pairs` is on.
     """
 
+    prepared_type: type[Prepared] = Prepared
+
     def __init__(
         self,
         config: Stage2Config,
@@ -86,16 +88,20 @@ class Batches:
         self.config, self.networks, self.crops, self.tags = config, networks, crops, tags
         self.device = config.loop.resolve_device()
         key = self.key() if config.pool else ""
-        self.pool = Pool(config.pool * config.loop.parts, key, pool_folder, kind=Prepared)
+        self.pool = Pool(config.pool * config.loop.parts, key, pool_folder, kind=self.prepared_type)
         self.seen: FrozenCache | None = None
         if config.cache_pairs:
             check_pairs_return(crops)
             self.seen = FrozenCache(network_key(config.loop, networks.vae, networks.dape), pair_folder, parts=2)
 
-    @torch.no_grad()
     def get(self, number: int) -> Batch:
         """All inputs of part `number` of the training, on the training device."""
-        config, prepared = self.config, self.prepared(number)
+        return self.draw(number, self.prepared(number))
+
+    @torch.no_grad()
+    def draw(self, number: int, prepared: Prepared) -> Batch:
+        """All that is drawn for a prepared part."""
+        config = self.config
         generators = by_image(config.loop.seed, Stream.DENOISING, images=config.loop.images(number))
         u, drop_u = (torch.cat([torch.rand(1, generator=generator) for generator in generators]) for _ in range(2))
         drop = drop_u < config.null_text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seesr_core import models
-from seesr_core.dape import DAPE, tagger_input
+from seesr_core.dape import DAPE, Vocabulary, tagger_input
 from seesr_core.errors import SettingsError, WeightsError
 from seesr_core.formats.base import Base
 from seesr_core.formats.control import RCA, ControlParts
@@ -18,6 +19,7 @@ from seesr_core.method.denoiser import predict_noise
 from seesr_core.method.rca import rca_parameters
 from seesr_core.method.text import encode_prompts
 from seesr_core.method.unet import build_unet
+from seesr_core.models import Models
 
 from ..data.order import Stream, scoped_seed
 from ..engine.adapters import add_lora
@@ -77,9 +79,38 @@ class Networks(models.Networks):
         vae = self.vae
         return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float().add(1).div(2).clamp(0, 1)
 
-    def predict(self, x: Tensor, t: Tensor, text: Tensor, *, image: Tensor, soft_prompt: Tensor | None) -> Tensor:
+    def encode_mode(self, image: Tensor) -> Tensor:
+        """Scaled latents of images in [0, 1] without any draw: the posterior's mean, or a deterministic one's codes."""
+        codes = self.codes(image)[:, : self.vae.config.latent_channels]
+        return (codes * self.vae.config.scaling_factor).float()
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        *,
+        image: Tensor,
+        soft_prompt: Tensor | None,
+        hint: Tensor | None = None,
+    ) -> Tensor:
         """ε̂ of noisy latents x (B, C, h, w) at timesteps t (B,) by ControlNet and U-Net with RCA (`predict_noise`)."""
-        return predict_noise(self.unet, self.controlnet, x, t, text, image=image, soft_prompt=soft_prompt)
+        return predict_noise(self.unet, self.controlnet, x, t, text, image=image, soft_prompt=soft_prompt, hint=hint)
+
+    def as_models(self, vocabulary: Vocabulary, **more: Any) -> Models:
+        """The same as the models that upscale; `more` are further fields."""
+        return Models(
+            unet=self.unet,
+            controlnet=self.controlnet,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            dape=self.dape,
+            vocabulary=vocabulary,
+            name="training",
+            device=self.device,
+            **more,
+        )
 
 
 def build_networks(base: Base, dape: DAPE, config: Stage2Config, resume: ControlParts | None = None) -> Networks:
@@ -135,9 +166,9 @@ def choose_trained(networks: Networks, config: Stage2Config) -> None:
         rca = []
         with scoped_seed(config.loop.seed, Stream.STAGE2_ADAPTERS):
             add_lora(controlnet, config.lora_rank)
-    elif config.trained == "rca-image-encoder":
+    elif config.trained != "all":
         controlnet.requires_grad_(False)
-        rca += rca_parameters(controlnet).values()
+        rca = [*rca, *rca_parameters(controlnet).values()] if config.trained == "rca-image-encoder" else []
     for parameter in (*rca, *controlnet.controlnet_cond_embedding.parameters()):
         parameter.requires_grad_(True)
 

@@ -18,7 +18,7 @@ from ..degradation import DegradationConfig, SharpenConfig
 from ..engine.frozen import FrozenDtype
 from ..engine.loop_config import LoopConfig
 
-Trained = Literal["all", "rca-image-encoder", "lora"]
+Trained = Literal["all", "rca-image-encoder", "image-encoder", "lora"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,8 +29,8 @@ class Stage2Config(StageConfig):
     """Probability that an image's tags are replaced by the empty prompt."""
     trained: Trained = "all"
     """What learns: `all`, that is ControlNet, its image encoder and RCA; `rca-image-encoder`, only RCA (of both
-    networks) and the image encoder; `lora`, low-rank adapters on all linear layers of the ControlNet's transformers
-    and the image encoder. The latter two go on from weights that exist."""
+    networks) and the image encoder; `image-encoder`, it alone; `lora`, low-rank adapters on all linear layers of the
+    ControlNet's transformers and the image encoder. The latter three go on from weights that exist."""
     lora_rank: int = 16
     """Rank of the adapters; their product is not scaled. They are merged when the run ends."""
     timesteps: tuple[int, ...] = ()

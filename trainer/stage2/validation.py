@@ -19,7 +19,6 @@ from seesr_core.dape import Vocabulary, tagger_input
 from seesr_core.errors import DataError, SettingsError
 from seesr_core.method.losses import noise_loss
 from seesr_core.method.text import training_text
-from seesr_core.models import Models
 from seesr_core.pictures.sizes import from_u8, to_u8
 from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.settings import UpscaleSettings
@@ -194,17 +193,7 @@ class Validation:
 
     def restore(self, networks: Networks, pair: ValidationPair) -> Tensor:
         """The whole method on one photo, uint8 (3, 4h, 4w); the same noise every time."""
-        models = Models(
-            unet=networks.unet,
-            controlnet=networks.controlnet,
-            vae=networks.vae,
-            text_encoder=networks.text_encoder,
-            tokenizer=networks.tokenizer,
-            dape=networks.dape,
-            vocabulary=self.vocabulary,
-            name="training",
-            device=networks.device,
-        )
+        models = networks.as_models(self.vocabulary)
         return as_tensor(SeeSRPipeline(models=models)(as_picture(pair.lr), self.settings).image)
 
     def _draw(self, path: Path, restored: list[Tensor]) -> None:

@@ -1,0 +1,1 @@
+"""Training of SegSR, a reconstruction: recipes, labels, the joint loss, drawn scenes and the proof in small."""
