@@ -12,6 +12,7 @@ from .loaders import SeeSRLoadDAPE, SeeSRLoadModel
 from .local import SeeSRTilePrompts
 from .prompts import SeeSRExtractTags, SeeSRPrompt, SeeSRSoftPrompt
 from .regions import SeeSRGroundTags, SeeSRRegionPrompt
+from .segsr import SegSRApply, SegSRLoadModel, SegSRSegmentation
 from .steering import SeeSRFidelity, SeeSRSpatialGuidance
 from .tiled import SeeSRTiledSampler, SeeSRTileModel
 from .upscale import SeeSRUpscale
@@ -35,6 +36,9 @@ NODES: list[type[io.ComfyNode]] = [
     SeeSRTilePrompts,
     SeeSRSpatialGuidance,
     SeeSRFidelity,
+    SegSRLoadModel,
+    SegSRApply,
+    SegSRSegmentation,
 ]
 
 folders.register()

@@ -13,36 +13,37 @@ from ..seesr_core.errors import WeightsError
 from ..seesr_core.runtime.files import inside
 
 NANO = Path(__file__).resolve().parents[1] / "seesr_core" / "nano"
-EXAMPLE = "seesr_example.jpg"
-"""Name of the example photo in the host's input folder."""
+EXAMPLE, SCENE = "seesr_example.jpg", "seesr_scene.png"
+"""Names of the example photo, and of a drawn scene for SegSR's toy, in the host's input folder."""
+_OFFERED = {EXAMPLE: "example.jpg", SCENE: "example_scene.png"}
 
-DAPE, CONTROL = "dape", "seesr"
-_EXTENSIONS = {DAPE: {".safetensors", ".pth"}, CONTROL: {".safetensors"}}
+DAPE, CONTROL, SEGSR = "dape", "seesr", "segsr"
+_EXTENSIONS = {DAPE: {".safetensors", ".pth"}, CONTROL: {".safetensors"}, SEGSR: {".safetensors"}}
 _PUBLISHED_PARTS = ("unet", "controlnet")
 
 
 def register() -> None:
-    """Make `models/dape` and `models/seesr` known, and the embedded model and its photo; safe to call again."""
+    """Make our folders in `models` known, and the embedded model and its photo; safe to call again."""
     from .host import nano
 
     for kind, extensions in _EXTENSIONS.items():
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind), is_default=True)
         # A kind that the host did not know starts with no extensions, which means every file.
         folder_paths.folder_names_and_paths[kind][1].update(extensions)
-    for kind in ("checkpoints", DAPE, CONTROL):
+    for kind in ("checkpoints", DAPE, CONTROL, SEGSR):
         folder_paths.add_model_folder_path(kind, str(NANO / kind))
     offer_example()
     nano.register()
 
 
 def offer_example() -> None:
-    """Copy the example photo to where Load Image looks, unless it is there; a read-only folder is left alone."""
-    target = Path(folder_paths.get_input_directory()) / EXAMPLE
-    if target.exists():
-        return
-    with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(NANO / "example.jpg", target)
+    """Copy the example pictures to where Load Image looks, unless they are there; a read-only folder is left alone."""
+    for name, source in _OFFERED.items():
+        target = Path(folder_paths.get_input_directory()) / name
+        if not target.exists():
+            with contextlib.suppress(OSError):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(NANO / source, target)
 
 
 def control_names() -> list[str]:
@@ -76,6 +77,20 @@ def dape_path(name: str) -> Path:
         WeightsError: it is gone.
     """
     return _find(DAPE, name)
+
+
+def segsr_names() -> list[str]:
+    """Names of the files that SegSR's loader lists."""
+    return folder_paths.get_filename_list(SEGSR)
+
+
+def segsr_path(name: str) -> Path:
+    """The file that `name` of `segsr_names` stands for.
+
+    Raises:
+        WeightsError: it is gone.
+    """
+    return _find(SEGSR, name)
 
 
 def _find(kind: str, name: str, *, folders_too: bool = False) -> Path:

@@ -21,6 +21,8 @@ DAPEType = io.Custom("SEESR_DAPE")
 """A tagger: `nodes.host.dape.HostDAPE`."""
 ModelType = io.Custom("SEESR_MODEL")
 """ControlNet and RCA: `nodes.host.seesr_model.SeeSRModel`."""
+SegSRType = io.Custom("SEGSR_MODEL")
+"""SegDM and bridge: `nodes.host.segsr.SegSRModel`."""
 SoftPromptType = io.Custom("SEESR_SOFT_PROMPT")
 """Soft prompt (B, L, D), float32 on the CPU."""
 

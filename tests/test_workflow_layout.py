@@ -29,6 +29,7 @@ COLOURS = {
     "CheckpointLoaderSimple": LOADERS,
     "SeeSRLoadDAPE": LOADERS,
     "SeeSRLoadModel": LOADERS,
+    "SegSRLoadModel": LOADERS,
     "LoraLoaderModelOnly": LOADERS,
     "ControlNetLoader": LOADERS,
     "LoadImage": EDITED,

@@ -33,10 +33,10 @@ log = logging.getLogger("pictures")
 HELP = PLUGIN / "web" / "docs" / "images"
 QUALITY = 88
 _WIDGETS = {"solver": "sampler_name", "steps": "steps", "cfg": "cfg", "start_timestep": "start_timestep"}
-_OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}, 10: {"cfg"}}
+_OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}, 10: {"cfg"}, 13: {"start_timestep"}}
 """Settings by which a workflow shows something else than the small model's own."""
-NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 14)
-_HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre", 10: "regions", 11: "tile_prompts", 12: "fidelity"}
+NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
+_HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre", 10: "regions", 11: "tile_prompts", 12: "fidelity", 13: "segsr"}
 STAND_INS = {3: 2, 5: 2}
 """Workflows for weights that are not here show what the small model makes of the same graph."""
 
@@ -199,6 +199,14 @@ def _fidelity(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
     return _row(parts)
 
 
+def _segsr(pictures: dict[str, list[np.ndarray]]) -> Image.Image:
+    """The degraded scene, the result and its segmentation."""
+    result, labels = (Image.fromarray(pictures[f"seesr_segsr{name}"][0]) for name in ("", "_labels"))
+    scene = Image.open(nano.NANO / "example_scene.png").convert("RGB")
+    size = (2 * result.width, 2 * result.height)
+    return _row([picture.resize(size, Image.Resampling.NEAREST) for picture in (scene, result, labels)])
+
+
 def _row(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures of one height side by side, a white line between."""
     row = Image.new("RGB", (sum(p.width + 4 for p in pictures) - 4, pictures[0].height), "white")
@@ -216,6 +224,7 @@ _LAYOUTS: dict[int, Callable[[dict[str, list[np.ndarray]]], Image.Image]] = {
     10: _regions,
     11: _tile_prompts,
     12: _fidelity,
+    13: _segsr,
 }
 
 

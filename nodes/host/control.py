@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import comfy.cldm.cldm
@@ -24,6 +25,8 @@ from .regions import INPUTS, take_regions, with_regions
 
 KEY = "seesr_control"
 """Under which a MODEL carries what the ControlNet needs of a run."""
+SEGMENTATION = "seesr_segmentation"
+"""Input of a model under which C_t of SegSR travels, what is added to the embedding of the hint."""
 
 
 class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
@@ -65,11 +68,12 @@ class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
             y: of models with further embeddings; this one has none.
             soft_prompt: tokens of the photos, unless `kwargs` hold those of this call's tiles.
             rca_strength: share of RCA.
-            kwargs: regions of the text, and anything else that the host hands to its ControlNets.
+            kwargs: regions of the text, SegSR's condition, and anything else that the host hands to its ControlNets.
         """
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         soft_prompt = kwargs.pop(SOFT, soft_prompt)
         tokens = None if soft_prompt is None else fit_tokens(soft_prompt, x)
+        told = kwargs.pop(SEGMENTATION, None)
         regions = take_regions(kwargs, context)
         bound = None if regions is None or not regions.acts else with_regions({}, regions, self._text_blocks)
 
@@ -83,7 +87,8 @@ class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
             h = block(h, emb, context, *options("input", index))
             if index == 0:
-                h = h + self.input_hint_block(hint, emb, context)
+                embedded = self.input_hint_block(hint, emb, context)
+                h = h + (embedded if told is None else embedded + told)
             h = with_rca("input", index, h)
             residuals.append(zero_conv(h, emb, context))
         before, text, after = self.middle_block
@@ -106,6 +111,8 @@ class SeeSRControl(comfy.controlnet.ControlNet):
     """The outputs of the run that goes on; copies for tiles and areas share them."""
     parts: tuple[Tile, ...] = ()
     """The parts of the latents that a copy is for; none: the whole."""
+    diffusers_config: Mapping[str, Any] = MappingProxyType({})
+    """What its network was built from."""
 
     def copy(self) -> SeeSRControl:
         """Another one on the same weights; the host's own `copy` would give the base class."""
@@ -113,6 +120,7 @@ class SeeSRControl(comfy.controlnet.ControlNet):
         twin.control_model = self.control_model
         twin.control_model_wrapped = self.control_model_wrapped
         twin.reuse = self.reuse
+        twin.diffusers_config = self.diffusers_config
         self.copy_to(twin)
         return twin
 

@@ -145,6 +145,7 @@ def build_control(parts: ControlParts) -> SeeSRControl:
         **keys.host_config(config),
     )
     control = SeeSRControl(None, load_device=device, manual_cast_dtype=cast, preprocess_image=network_hint)
+    control.diffusers_config = config
     control.control_model = _frozen(net)
     control.control_model_wrapped = managed(net, _cast(keys.controlnet_to_host(parts.controlnet_state, config), dtype))
     return control

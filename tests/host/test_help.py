@@ -18,6 +18,8 @@ from . import graph as graphs
 from .locate import PLUGIN
 from .server import FOLDER, Server
 
+OURS = ("SeeSR", "SegSR")
+"""How the names of our nodes begin."""
 LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "de", "es", "ru")
 DOCS = PLUGIN / "web" / "docs"
 PAGES = {"en": "{}.md", "zh": "{}/zh.md"}
@@ -29,7 +31,7 @@ _UNSAFE = re.compile(r"[@{}|]")
 @pytest.fixture(scope="module")
 def nodes(object_info: dict[str, Any]) -> dict[str, Any]:
     """Our nodes."""
-    return {name: info for name, info in object_info.items() if name.startswith("SeeSR")}
+    return {name: info for name, info in object_info.items() if name.startswith(OURS)}
 
 
 def definitions(language: str) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def test_locale_is_safe_to_format(language: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES[1:])
 def test_locale_is_translated(language: str) -> None:
     """No description or tooltip was left in English."""
-    english = {text for text in texts(definitions("en")) if " " in text and not text.startswith("SeeSR")}
+    english = {text for text in texts(definitions("en")) if " " in text and not text.startswith(OURS)}
     assert not english & set(texts(definitions(language)))
 
 

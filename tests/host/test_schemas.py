@@ -68,6 +68,13 @@ CONTRACT: dict[str, dict[str, Any]] = {
     },
     "steering.SeeSRSpatialGuidance": {"model": ..., "mask": ..., "outside": 0.0, "feather": 16},
     "steering.SeeSRFidelity": {"model": ..., "latent": ..., "fidelity": 0.0, "decay": 4.0},
+    "segsr.SegSRLoadModel": {"model_name": ...},
+    "segsr.SegSRApply": {
+        **dict.fromkeys(("model", "positive", "negative", "segsr_model", "image", "dape", "soft_prompt"), ...),
+        "strength": 1.0,
+        "segmentation": ...,
+    },
+    "segsr.SegSRSegmentation": {"latent": ...},
 }
 """Ids, order and defaults that saved graphs depend on."""
 

@@ -32,6 +32,9 @@ NODES = (
     "SeeSRTilePrompts",
     "SeeSRSpatialGuidance",
     "SeeSRFidelity",
+    "SegSRLoadModel",
+    "SegSRApply",
+    "SegSRSegmentation",
 )
 LARGER = "seesr_larger.png"
 MIRRORED = "seesr_test_mirrored.png"
@@ -71,7 +74,7 @@ def pictures(server: Server, run: Run) -> list[np.ndarray]:
 def test_node_is_offered(name: str, object_info: dict[str, Any]) -> None:
     info = object_info[name]
     assert info["category"] == "SeeSR"
-    assert info["display_name"].startswith("SeeSR")
+    assert info["display_name"].startswith(("SeeSR", "SegSR"))
     assert len(info["description"]) > 30
     for spec in graphs.inputs_of(info):
         assert len(spec.options.get("tooltip") or "") > 10, f"{name}.{spec.name} has no tooltip"
@@ -81,7 +84,7 @@ def test_node_is_offered(name: str, object_info: dict[str, Any]) -> None:
 
 
 def test_no_other_node_of_ours(object_info: dict[str, Any]) -> None:
-    assert {name for name in object_info if name.startswith("SeeSR")} == set(NODES)
+    assert {name for name in object_info if name.startswith(("SeeSR", "SegSR"))} == set(NODES)
 
 
 def test_templates_are_served(server: Server) -> None:

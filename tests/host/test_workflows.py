@@ -18,7 +18,7 @@ from . import nano_graphs as nano
 from .server import Run, Server
 
 PATHS = nano.workflow_paths()
-NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 14)
+NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
 REAL_NUMBERS = (3, 5)
 WIDTH, HEIGHT = nano.PHOTO_SIZE
 _WIDGETS = {"solver": "sampler_name"}
@@ -97,7 +97,7 @@ def test_is_readable(path: Path) -> None:
     assert len(loaded["groups"]) >= 3
     notes = [node for node in loaded["nodes"] if node["type"] == "MarkdownNote"]
     assert any("**To change**" in note["widgets_values"][0] for note in notes)
-    ours = [node for node in loaded["nodes"] if node["type"].startswith("SeeSR")]
+    ours = [node for node in loaded["nodes"] if node["type"].startswith(("SeeSR", "SegSR"))]
     assert ours
     assert {node["properties"]["cnr_id"] for node in ours} == {"comfyui-seesr"}
 
@@ -120,10 +120,15 @@ def test_real_weights_name_their_source(number: int) -> None:
 
 @pytest.mark.parametrize("number", NANO_NUMBERS)
 def test_nano_settings_are_the_files(number: int, defaults: dict[str, Any], object_info: dict[str, Any]) -> None:
-    """Except where a workflow shows something else: 7 has another sampler, 9 the whole schedule, 10 guides."""
-    own = {7: {"solver", "steps", "cfg", "start_timestep"}, 9: {"steps", "start_timestep", "spacing"}, 10: {"cfg"}}.get(
-        number, set()
-    )
+    """Except where a workflow shows something else: 7 has another sampler, 9 the whole schedule, 10 guides, 13 takes
+    the steps that SegSR's file asks for."""
+    others = {
+        7: {"solver", "steps", "cfg", "start_timestep"},
+        9: {"steps", "start_timestep", "spacing"},
+        10: {"cfg"},
+        13: {"start_timestep"},
+    }
+    own = others.get(number, set())
     graph = graphs.to_api(nano.workflow(number), object_info, check=False)
     for setting, expected in defaults.items():
         if setting not in own:
@@ -190,6 +195,21 @@ def test_6_as_shipped_and_with_files(server: Server, object_info: dict[str, Any]
 def _picture_6(server: Server, graph: dict[str, Any]) -> np.ndarray:
     (picture,) = saved(server, server.run(graph), graph, "seesr")
     return picture
+
+
+def test_13_the_segmentation_is_denoised_beside_the_picture(server: Server, object_info: dict[str, Any]) -> None:
+    graph = api(13, object_info)
+    run = server.run(graph)
+    (picture,) = saved(server, run, graph, "seesr_segsr")
+    (labels,) = saved(server, run, graph, "seesr_segsr_labels")
+    assert picture.shape == labels.shape == (4 * HEIGHT, 4 * WIDTH, 3)
+    with safe_open(nano.NANO / "segsr" / "segsr-nano.safetensors", "pt") as file:
+        palette = {tuple(colour) for colour in json.loads(file.metadata()["palette"])}
+        steps = json.loads(file.metadata()["defaults"])
+    assert {tuple(colour) for colour in labels.reshape(-1, 3).tolist()} <= palette
+    scheduler = nano.nodes_of(graph, "SeeSRScheduler")[0]
+    found = {name: graphs.constant(graph, scheduler[name]) for name in ("steps", "spacing", "start_timestep")}
+    assert found == {name: steps[name] for name in found}
 
 
 def test_7_tags_reach_the_other_graph(server: Server, object_info: dict[str, Any]) -> None:
