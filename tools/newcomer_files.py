@@ -156,7 +156,7 @@ def _base(folder: Path, unet: Mapping[str, Sequence[int]], sizes: Sizes) -> None
     plain = {key: value for key, value in sizes.unet.items() if key != "use_image_cross_attention"}
     _network(folder / "unet", unet, plain)
     with torch.device("meta"):
-        vae: Any = AutoencoderKL(**_vae_arguments(sizes))
+        vae: Any = AutoencoderKL(**vae_arguments(sizes))
     vae.save_config(folder / "vae")
     _write(folder / "vae" / "diffusion_pytorch_model.safetensors", by_rule(_shapes(vae)))
     CLIPTextConfig(**sizes.text).save_pretrained(folder / "text_encoder")
@@ -175,7 +175,7 @@ def publish_single_file(shop: Path, sizes: Sizes) -> None:
     unet: Any = by_rule({key: shape for key, shape in _unet_shapes(sizes).items() if RCA not in key})
     entries: Entries = {f"model.diffusion_model.{k}": v for k, v in unet_to_ldm(unet, sizes.unet).items()}  # type: ignore[misc]
     with torch.device("meta"):
-        vae = AutoencoderKL(**_vae_arguments(sizes))
+        vae = AutoencoderKL(**vae_arguments(sizes))
     for key, (shape, make) in by_rule(_shapes(vae)).items():
         name = key
         for pattern, new in _VAE_NAMES:
@@ -263,7 +263,8 @@ def _text_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {f"text_model.{key.removeprefix('text_model.')}": shape for key, shape in shapes.items()}
 
 
-def _vae_arguments(sizes: Sizes) -> dict[str, Any]:
+def vae_arguments(sizes: Sizes) -> dict[str, Any]:
+    """Arguments of `AutoencoderKL`, as published but for the sizes."""
     levels = len(sizes.vae["block_out_channels"])
     blocks = {
         "down_block_types": ("DownEncoderBlock2D",) * levels,

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
 
-from tools import bench
+from tools.bench import processes
+from tools.bench.case import PHASES, Case
 
 
 def test_import_is_quick_and_opens_no_connection() -> None:
     """Sockets are blocked in that process; processor time, since other work on the machine is not the plugin's."""
-    assert bench._part("start")["busy"] <= 0.5
+    assert processes.part("start")["busy"] <= 0.5
 
 
-def test_both_prompts_share_a_call() -> None:
-    assert bench._part("calls", 3) == {"steps": 3, "calls": 3, "batch": [2]}
+def test_a_whole_row_of_the_host() -> None:
+    row, why = processes.row(Case(side=128, tile=64, steps=3), patience=600)
+    assert (why, row.done, row.device) == ("", True, "cpu")
+    assert set(row.phases) == set(PHASES)
+    tiles = 3 * 3
+    assert row.calls == {"unet": 3 * tiles, "controlnet": 3 * tiles}
+    assert row.latents == {"unet": 2 * 3 * tiles, "controlnet": 2 * 3 * tiles}, "both prompts share a call"
+    assert sum(row.shares().values()) == pytest.approx(1)
 
 
-def test_a_row_that_does_not_end_keeps_what_is_known(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    known = {"device": "cpu", "held_mib": 800.0}
-    told = f"import sys, time; print({json.dumps(known)!r}, flush=True); time.sleep(60)"
-    monkeypatch.setattr(bench, "_command", lambda *_: [sys.executable, "-c", told])
-    bench._sizes([512], ["untiled"], 2, 512, patience=3)
-    assert "| 512 | untiled | cpu | 800 | not in 3 s | | not in 3 s | |" in capsys.readouterr().out
+def test_what_goes_wrong_in_a_row_is_told() -> None:
+    row, why = processes.row(Case(side=100, tile=64), patience=600)
+    assert not row.done
+    assert "Error" in why
 
 
-def test_a_row_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    told = "raise MemoryError('no more')"
-    monkeypatch.setattr(bench, "_command", lambda *_: [sys.executable, "-c", told])
-    bench._sizes([512], ["tiled"], 2, 512, patience=30)
-    assert "MemoryError: no more" in capsys.readouterr().out
+def test_a_row_of_sampling_alone_in_half_precision() -> None:
+    row, _ = processes.row(Case(side=64, alone=True, dtype="bf16", steps=1), patience=600)
+    assert row.done
+    assert set(row.phases) == {"sample"}
+    assert sys.maxsize > row.sampling.peak_mib > 0

@@ -1,0 +1,137 @@
+"""The benchmark outside the host: rows, ratios, what does not end, and straight lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.bench import __main__ as command
+from tools.bench import processes, report
+from tools.bench.case import PHASES, Case, Cost, Row, cases
+from tools.bench.growth import Line, draw, lines
+from tools.bench.watch import Watch
+
+SMALL = Case(place="core", net="small", side=128, tile=64, steps=2)
+
+
+def row(busy: float = 1.0, peak: float = 100.0) -> Row:
+    return Row(
+        phases={"sample": Cost(seconds=busy, busy=busy, peak_mib=peak)},
+        calls={"unet": 2},
+        latents={"unet": 4},
+        done=True,
+    )
+
+
+def test_a_row_of_the_core() -> None:
+    from tools.bench import core
+
+    found = core.measure(SMALL, Watch(aloud=False))
+    assert found.done
+    assert list(found.phases) == list(PHASES)
+    assert all(cost.seconds > 0 and cost.peak_mib > 0 for cost in found.phases.values())
+    assert found.calls == {"unet": 2 * 9, "controlnet": 2 * 9}
+    assert found.latents == {"unet": 2 * 2 * 9, "controlnet": 2 * 2 * 9}
+    assert Row.from_dict(json.loads(json.dumps(report.Entry(case=SMALL, row=found).to_dict()["row"]))) == found
+
+
+def test_sampling_alone_and_fewer_pixels_in_balanced_tiles() -> None:
+    from tools.bench import core
+
+    published, balanced = (
+        core.measure(Case(place="core", net="small", side=136, tile=96, kind=kind, alone=True), Watch(aloud=False))
+        for kind in ("tiled", "balanced")
+    )
+    assert published.calls == balanced.calls
+    assert set(published.phases) == {"sample"}
+
+
+def test_a_row_that_does_not_end_keeps_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"device": "cpu", "phases": {"encode": {"seconds": 2.0, "busy": 1.5, "held_mib": 10.0, "peak_mib": 800.0}}}
+    told = f"import sys, time; print({json.dumps(known)!r}, flush=True); time.sleep(60)"
+    monkeypatch.setattr(processes, "command", lambda *_: [sys.executable, "-c", told])
+    found, why = processes.row(SMALL, patience=5)
+    assert (why, found.done, found.phases["encode"].busy) == ("not in 5 s", False, 1.5)
+    text = report.line(report.Entry(case=SMALL, row=found, why=why))
+    assert text == "| core | small | fp32 | tiled | 128 | not in 5 s |  | not in 5 s |  |  | encode 100% |"
+
+
+def test_a_row_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "command", lambda *_: [sys.executable, "-c", "raise MemoryError('no more')"])
+    assert processes.row(SMALL, patience=30)[1] == "MemoryError: no more"
+
+
+def test_another_checkout_is_what_runs(tmp_path: Path) -> None:
+    """Its core, not this one's."""
+    (tmp_path / "seesr_core").mkdir()
+    (tmp_path / "seesr_core" / "__init__.py").write_text("raise RuntimeError('the other checkout')")
+    assert processes.row(SMALL, 60, tmp_path)[1] == "RuntimeError: the other checkout"
+
+
+def test_ratios_are_medians_over_pairs_of_runs() -> None:
+    entry = report.Entry(
+        case=SMALL, row=row(1.0), again=[row(2.0), row(9.0)], others=[row(2.0), row(2.0), row(3.0, 50)]
+    )
+    assert entry.ratio() == (1.0, 1.0)
+    assert report.line(entry).endswith("| sample 100% | 1.00, 1.00 |")
+    assert report.Entry(case=SMALL, row=row()).ratio() is None
+
+
+def test_runs_alternate_with_the_other_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def run(case: Case, patience: float, checkout: Path = Path("mine")) -> tuple[Row, str]:
+        ran.append(checkout.name)
+        return row(), ""
+
+    monkeypatch.setattr(processes, "row", run)
+    words = [
+        "--places",
+        "core",
+        "--nets",
+        "small",
+        "--sides",
+        "64",
+        "--kinds",
+        "tiled",
+        "--vs",
+        str(tmp_path / "theirs"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    command.main()
+    assert ran == ["mine", "theirs"] * 3
+
+
+def test_an_earlier_report_stands_beside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "row", lambda *_: (row(3.0), ""))
+    words = ["--places", "core", "--nets", "small", "--sides", "64", "--kinds", "tiled"]
+    for flags in (["--json", str(tmp_path / "a.json")], ["--against", str(tmp_path / "a.json")]):
+        monkeypatch.setattr(sys, "argv", ["bench", *words, *flags])
+        command.main()
+    assert "1.00, 1.00 |" in capsys.readouterr().out
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(SystemExit, match="should be a report of this benchmark"):
+        report.beside(tmp_path / "b.json")
+
+
+def test_nodes_are_the_hosts_only() -> None:
+    found = cases(["core", "host"], ["nano"], ["fp32"], [512], ["nodes", "untiled"])
+    assert [(case.place, case.kind) for case in found] == [("core", "untiled"), ("host", "nodes"), ("host", "untiled")]
+
+
+def test_lines_through_rows(tmp_path: Path) -> None:
+    line = Line.through("sample", "CPU-s", [(x, 3.0 + 2.0 * x) for x in (0.25, 1.0, 4.0)])
+    assert (line.base, line.slope, line.error) == pytest.approx((3.0, 2.0, 0.0), abs=1e-9)
+    assert Line.through("a", "MiB", [(1.0, 1.0), (2.0, 2.0), (3.0, 4.0)]).error > 0.1
+    entries = [
+        report.Entry(case=Case(side=side), row=row(side**2 / 1e6, 500 + side**2 / 1e5)) for side in (500, 1000, 2000)
+    ]
+    sampling, memory = lines(entries)
+    assert (sampling.slope, memory.base, memory.slope) == pytest.approx((1.0, 500.0, 10.0))
+    draw(tmp_path / "growth.png", [sampling, memory], "test")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

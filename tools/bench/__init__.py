@@ -1,0 +1,1 @@
+"""`python -m tools.bench`: what SeeSR costs, outside and inside ComfyUI, as Markdown and JSON."""

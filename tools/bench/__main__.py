@@ -1,0 +1,137 @@
+"""What SeeSR costs, as Markdown and JSON.
+
+    python -m tools.bench [--places core host] [--nets nano full small] [--dtypes fp32 bf16 fp16]
+        [--sides 512 1024 2048 4096] [--kinds tiled balanced nodes untiled] [--steps 2] [--tile 512] [--sampling-only]
+        [--json FILE] [--against FILE] [--vs PATH] [--pairs 3] [--growth PNG] [--patience 1800]
+
+Processor time, wall time, peak memory, network calls and shares of the time against the image's side, each row in a
+process of its own. A row that does not end in time keeps what is known of it. "nodes" is the graph of the small nodes,
+which hand pictures on as the host's float IMAGE; the other rows of the host do what SeeSR Upscale does, which keeps
+8 bits. `--against` sets an earlier report (`--json`) beside it; `--vs` another checkout, whose runs alternate with
+those of this one. With the host: also what the plugin adds to its start, and the price of RCA and ControlNet beside
+their arithmetic. Runs on the GPU if there is one. The host's rows need a ComfyUI at `$COMFYUI_PATH` and its
+requirements; networks by the rule ("full", "small") are sampled alone there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.host.locate import host_folder
+
+from . import growth, processes, report
+from .case import CFG, DTYPES, KINDS, NETS, PLACES, Case, cases
+from .watch import tell
+
+_START_BUDGET_S = 0.5
+
+
+def main() -> None:
+    """Command line; `--part` is how the rows' processes are started."""
+    options = _parser().parse_args()
+    if options.part:
+        processes.run_part(*options.part)
+        return
+    if "host" in options.places and host_folder() is None:
+        raise SystemExit("no ComfyUI at $COMFYUI_PATH or ~/comfy/ComfyUI; --places core needs none")
+    entries = list(_rows(options))
+    for line in report.compare(entries):
+        tell(f"\n{line}")
+    _write(options, entries)
+    if "host" in options.places and not options.sampling_only:
+        _start()
+        _price()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="What SeeSR costs.")
+    for name, choices, default in (
+        ("places", PLACES, ["host"]),
+        ("nets", NETS, ["nano"]),
+        ("dtypes", DTYPES, ["fp32"]),
+        ("kinds", KINDS, ["tiled", "nodes", "untiled"]),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", choices=choices, default=default, help=f"rows of which {name}")
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="result's side, pixels")
+    parser.add_argument("--steps", type=int, default=2, help="sampling steps of each run")
+    parser.add_argument("--cfg", type=float, default=CFG, help="guidance scale")
+    parser.add_argument("--tile", type=int, default=512, help="tile size in pixels")
+    parser.add_argument("--sampling-only", action="store_true", help="draw latents instead of encoding, do not decode")
+    parser.add_argument("--patience", type=float, default=1800, help="seconds after which a row is stopped")
+    parser.add_argument("--json", type=Path, help="report to write")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--against", type=Path, metavar="FILE", help="an earlier report to compare with")
+    other.add_argument("--vs", type=Path, metavar="PATH", help="another checkout, run alternately")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each row beside another checkout's")
+    parser.add_argument("--growth", type=Path, metavar="PNG", help="fit straight lines over the sides and draw them")
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    return parser
+
+
+def _rows(options: argparse.Namespace) -> Iterator[report.Entry]:
+    """Run every case, telling its line as soon as it is known."""
+    same = {"steps": options.steps, "cfg": options.cfg, "tile": options.tile, "alone": options.sampling_only}
+    known = report.beside(options.against) if options.against else {}
+    other = "those of " + (options.against or options.vs).name if options.against or options.vs else ""
+    tell(report.head(Case(**same), other))
+    for case in cases(options.places, options.nets, options.dtypes, options.sides, options.kinds, **same):
+        entry = _entry(case, options)
+        if case.name in known:
+            entry.others = [known[case.name]]
+        tell(report.line(entry))
+        yield entry
+
+
+def _entry(case: Case, options: argparse.Namespace) -> report.Entry:
+    row, why = processes.row(case, options.patience)
+    entry = report.Entry(case=case, row=row, why=why)
+    for number in range(options.pairs if options.vs else 0):
+        if number:
+            entry.again.append(processes.row(case, options.patience)[0])
+        entry.others.append(processes.row(case, options.patience, options.vs)[0])
+    return entry
+
+
+def _write(options: argparse.Namespace, entries: list[report.Entry]) -> None:
+    from seesr_core import __version__
+    from seesr_core.runtime.files import write_text
+
+    found: dict[str, Any] = {"version": __version__, "processor": report.processor()}
+    found["rows"] = [entry.to_dict() for entry in entries]
+    if options.growth:
+        fitted = growth.lines(entries)
+        for line in fitted:
+            tell(f"\n{line.text()}")
+        case = entries[0].case
+        growth.draw(options.growth, fitted, f"{case.net} in the {case.place}, {case.kind}, {case.steps} steps")
+        found["growth"] = [line.text() for line in fitted]
+    if options.json:
+        write_text(options.json, json.dumps(found, indent=1) + "\n")
+
+
+def _start() -> None:
+    seconds, busy = (
+        statistics.median(column) for column in zip(*(processes.part("start").values() for _ in range(3)), strict=True)
+    )
+    verdict = "within" if seconds <= _START_BUDGET_S else "above"
+    added = f"{seconds:.2f} s ({busy:.2f} s of processor time)"
+    tell(f"\nThe plugin adds {added} to the host's start, {verdict} {_START_BUDGET_S} s; sockets were blocked.")
+
+
+def _price() -> None:
+    found = processes.part("price", 64)
+    tell("\n| one call at 512 px, both prompts | ms | G multiply-adds |")
+    tell("|---|---:|---:|")
+    for name in ("bare", "seesr"):
+        tell(f"| {name} | {found[name]['ms']:.0f} | {found[name]['gmac']:.2f} |")
+    time_ratio, work_ratio = (found["seesr"][key] / found["bare"][key] for key in ("ms", "gmac"))
+    tell(f"\nSeeSR over the bare U-Net: time × {time_ratio:.2f}, arithmetic × {work_ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The benchmark's figures as Markdown and JSON, beside those of an earlier report or of another checkout."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .case import Case, Row
+
+_HEAD = (
+    "| place | net | dtype | kind | side px | sampling CPU-s | peak MiB | all CPU-s (wall) | peak MiB | calls "
+    "(latents) | shares of the time |"
+)
+_RATIO = " CPU time, memory × {} |"
+
+
+@dataclass(kw_only=True, slots=True)
+class Entry:
+    """A case with what it took, and what it took elsewhere."""
+
+    case: Case
+    row: Row
+    why: str = ""
+    """Why something is missing; empty if nothing is."""
+    others: list[Row] = field(default_factory=list)
+    """The same case of what it is compared with: as often as it ran there."""
+    again: list[Row] = field(default_factory=list)
+    """Further runs of the case itself."""
+
+    def ratio(self) -> tuple[float, float] | None:
+        """Processor time and peak memory over those of the other one: medians over the pairs of runs."""
+        pairs = [
+            (mine.whole, theirs.whole)
+            for mine, theirs in zip([self.row, *self.again], self.others, strict=False)
+            if mine.done and theirs.done
+        ]
+        if not pairs:
+            return None
+        busy = statistics.median(mine.busy / theirs.busy for mine, theirs in pairs)
+        return busy, statistics.median(mine.peak_mib / theirs.peak_mib for mine, theirs in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        ratio = self.ratio()
+        return {
+            "case": self.case.to_dict(),
+            "row": asdict(self.row),
+            "why": self.why,
+            "shares": self.row.shares(),
+            **({} if ratio is None else {"ratio": {"busy": ratio[0], "peak": ratio[1]}}),
+        }
+
+
+def line(entry: Entry) -> str:
+    """The entry as a line of the table."""
+    case, row = entry.case, entry.row
+    sampling, whole = row.sampling, row.whole
+    cells = [case.place, case.net, case.dtype, case.kind, str(case.side)]
+    cells += [f"{sampling.busy:.1f}", f"{sampling.peak_mib:.0f}"] if sampling.seconds else [entry.why, ""]
+    known = row.done and not case.alone
+    cells += [f"{whole.busy:.0f} ({whole.seconds:.0f})", f"{whole.peak_mib:.0f}"] if known else [entry.why or "–", ""]
+    cells += [", ".join(f"{name} {count} ({row.latents[name]})" for name, count in row.calls.items())]
+    cells += [", ".join(f"{name} {share:.0%}" for name, share in row.shares().items() if share >= 0.005)]
+    ratio = entry.ratio()
+    cells += [f"{ratio[0]:.2f}, {ratio[1]:.2f}"] if ratio else []
+    return f"| {' | '.join(cells)} |"
+
+
+def head(case: Case, other: str = "") -> str:
+    """What the table begins with; `other` names what it is compared with."""
+    columns = _HEAD + (_RATIO.format(other) if other else "")
+    return (
+        f"{case.steps} steps, CFG {case.cfg:g}, tiles of {case.tile} px one at a time, {processor()}\n\n{columns}\n"
+        f"|{'---|' * (columns.count('|') - 1)}"
+    )
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((text.split(":", 1)[1].strip() for text in lines if text.startswith("model name")), "")
+
+
+def beside(path: Path) -> dict[str, Row]:
+    """The rows of an earlier report, by the name of their case.
+
+    Raises:
+        SystemExit: it is no report of this benchmark.
+    """
+    try:
+        report: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+        return {Case(**entry["case"]).name: Row.from_dict(entry["row"]) for entry in report["rows"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{path} should be a report of this benchmark (--json) but is not ({error}).") from error
+
+
+def compare(entries: Sequence[Entry]) -> list[str]:
+    """How far the largest picture's sampling lies above that of one tile, for every kind."""
+    lines = []
+    for kind in dict.fromkeys(entry.case.kind for entry in entries):
+        rows = [e for e in entries if e.case.kind == kind and e.row.sampling.seconds and e.case.place == "host"]
+        one = next((e.row.sampling for e in rows if e.case.side == e.case.tile), None)
+        most = max(rows, key=lambda e: e.case.side, default=None)
+        if one is None or most is None or most.row.sampling is one:
+            continue
+        sampling = most.row.sampling
+        held = sampling.held_mib - one.held_mib
+        lines.append(
+            f"{kind}, peak of sampling the largest over that of one tile: {sampling.peak_mib / one.peak_mib:.2f}; "
+            f"less the {held:.0f} MiB that the larger pictures took before: "
+            f"{(sampling.peak_mib - held) / one.peak_mib:.2f}; sampling itself adds "
+            f"{sampling.peak_mib - sampling.held_mib:.0f} MiB instead of {one.peak_mib - one.held_mib:.0f}"
+        )
+    return lines
