@@ -219,9 +219,9 @@ def this_device(device: torch.device, dtype: torch.dtype) -> Device:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         known = any(entry["name"].lower() in name.lower() for entry in _cards())
-        speed = card(name).speed if known else min(_matrix_speed(device, dtype) * _CARD_SHARE, _CARD_LIMIT)
+        speed = card(name).speed if known else min(matrix_speed(device, dtype) * _CARD_SHARE, _CARD_LIMIT)
         return Device(name=name, kind="cuda", memory=available_memory(device), speed=speed, dtype=dtype)
-    speed = _matrix_speed(device, dtype) * _CPU_SHARE
+    speed = matrix_speed(device, dtype) * _CPU_SHARE
     return Device(name=str(device), kind="cpu", memory=available_memory(device), speed=speed, dtype=dtype)
 
 
@@ -230,7 +230,7 @@ def _cards() -> list[dict[str, Any]]:
     return cards
 
 
-def _matrix_speed(device: torch.device, dtype: torch.dtype, *, side: int = 1024, seconds: float = 0.4) -> float:
+def matrix_speed(device: torch.device, dtype: torch.dtype, *, side: int = 1024, seconds: float = 0.4) -> float:
     """Operations a second of square matrix products, the fastest of several."""
     a = torch.full((side, side), 0.5, device=device, dtype=dtype)
     best, end = 0.0, time.perf_counter() + seconds

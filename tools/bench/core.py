@@ -25,42 +25,49 @@ def measure(case: Case, watch: Watch, models: Any = None) -> Row:
 
     pipeline = SeeSRPipeline(models=models or nets.core_models(case.net, case.dtype))
     watch.row.device = str(pipeline.models.device)
-    settings = pipeline.settings(**_given(case))
-    pipeline.run([_photo(8 if case.net == "small" else 16)], pipeline.settings(**_given(case), min_size=0))  # warms up
+    settings = pipeline.settings(**given(case))
+    pipeline.run([photo(8 if case.net == "small" else 16)], settings)  # warms up
     networks = {name: getattr(pipeline.models, name) for name in ("unet", "controlnet")}
     with watch.counting(**networks):
         if case.alone:
             _sample_alone(pipeline, case, settings, watch)
         else:
             with _watched(pipeline, watch):
-                pipeline.run([_photo(case.side // SCALE)], settings)
+                pipeline.run([photo(case.side // SCALE)], settings)
     watch.row.done = True
     watch.say()
     return watch.row
 
 
-def _given(case: Case) -> dict[str, Any]:
-    """The published sampling, whatever the model's file says."""
+def given(case: Case) -> dict[str, Any]:
+    """Settings of a case: the published sampling, whatever the model's file says."""
     given = {"steps": case.steps, "cfg": case.cfg, "start_timestep": 999, "spacing": "leading", "solver": "ddpm"}
     tile = _WHOLE if case.kind == "untiled" else case.tile
     layout = {"layout": "balanced"} if case.kind == "balanced" else {}  # which earlier releases lack
     return {**given, "color_fix": "adain", "min_size": 0, "tile": tile, "tile_batch": 1, **layout}
 
 
-def _photo(side: int) -> Image.Image:
+def photo(side: int) -> Image.Image:
+    """A square of noise."""
     pixels = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Image.fromarray(pixels.numpy())
 
 
 def _sample_alone(pipeline: Any, case: Case, settings: Any, watch: Watch) -> None:
+    z_lr, prepared, states, soft = drawn(pipeline, case)
+    with watch.phase(SAMPLE):
+        pipeline.sample(prepared, z_lr, states, soft, settings)
+
+
+def drawn(pipeline: Any, case: Case) -> tuple[Any, Any, Any, Any]:
+    """LR latents, prepared picture, text states and soft prompt that no photo is behind."""
     models, cells = pipeline.models, case.side // 8
     generator = torch.Generator().manual_seed(0)
     z_lr = torch.randn(1, models.unet.config.in_channels, cells, cells, generator=generator)
     prepared = torch.zeros(1, 3, case.side, case.side, dtype=torch.uint8)
     states = pipeline.encode_text(["dotted, noise", "clean"])
     soft = torch.randn(1, models.dape.config.tokens, models.dape.config.token_width, generator=generator)
-    with watch.phase(SAMPLE):
-        pipeline.sample(prepared, z_lr, states, soft, settings)
+    return z_lr, prepared, states, soft
 
 
 @contextmanager
