@@ -139,7 +139,15 @@ class SeeSRUpscale(io.ComfyNode):
             description="Upscales photos with SeeSR in one step: reads tags and soft prompt, prepares the photo, "
             "samples (tiled where it is large), decodes and finishes. Gives the same picture as the graph of the small "
             "nodes.",
-            search_aliases=["seesr", "upscale", "super resolution", "enhance photo", "restore", "image upscaler"],
+            search_aliases=[
+                "seesr",
+                "upscale",
+                "upscale photo",
+                "restore photo",
+                "super resolution",
+                "enhance photo",
+                "image upscaler",
+            ],
             inputs=[*_connections(), *_sampling(), *_finishing(), *_later()],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The finished picture, the photo's size × scale."),

@@ -25,6 +25,7 @@ from .method.sampling import Denoise, StepNoise, sample, start_latent
 from .method.schedule import start_for
 from .method.text import compose_prompt, encode_prompts
 from .models import Models
+from .pictures import sixteen
 from .pictures.sizes import Picture, Sizes, as_rgb, finish, prepare, prepare_size, to_tensor
 from .report import Report
 from .runtime.memory import Meter, one_sentence_when_exhausted
@@ -62,6 +63,8 @@ class Result:
     """How the picture came about: tags, sizes, seconds and memory."""
     labels: Tensor | None = None
     """With SegSR the class of each pixel, int64 (height, width) of the picture."""
+    levels: sixteen.Levels | None = None
+    """The same with 16 bits a channel (H, W, 3), where it was asked for."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,9 +76,11 @@ class SeeSRPipeline:
     progress: Progress = lambda done, total: None
     """Called with (done, total) while it samples."""
 
-    def __call__(self, photo: Picture, settings: UpscaleSettings | None = None) -> Result:
-        """Upscale one photo; errors as `run`."""
-        return self.run([photo], settings)[0]
+    def __call__(
+        self, photo: Picture, settings: UpscaleSettings | None = None, *, levels: sixteen.Levels | None = None
+    ) -> Result:
+        """Upscale one photo; arguments and errors as `run`."""
+        return self.run([photo], settings, levels=None if levels is None else [levels])[0]
 
     def settings(self, **given: Any) -> UpscaleSettings:
         """The model's own defaults, with what is `given` over them."""
@@ -83,7 +88,12 @@ class SeeSRPipeline:
 
     @torch.no_grad()
     def run(
-        self, photos: Sequence[Picture], settings: UpscaleSettings | None = None, *, prompts: Prompts | None = None
+        self,
+        photos: Sequence[Picture],
+        settings: UpscaleSettings | None = None,
+        *,
+        prompts: Prompts | None = None,
+        levels: Sequence[sixteen.Levels] | None = None,
     ) -> list[Result]:
         """Upscale photos of one size as a batch.
 
@@ -91,6 +101,8 @@ class SeeSRPipeline:
             photos: PIL pictures or uint8 arrays (H, W, 3).
             settings: the model's defaults if None.
             prompts: used instead of what the tagger reads.
+            levels: the photos at 16 bits a channel, (H, W, 1 or 3): their results have as many. The networks see
+                `photos`.
 
         Raises:
             ImageError: no photos, or photos of several sizes.
@@ -99,12 +111,17 @@ class SeeSRPipeline:
         lr_photos = _same_size(photos)
         settings = (settings or self.settings()).for_photo(lr_photos[0].size)
         sizes = prepare_size(*lr_photos[0].size, scale=settings.scale, min_size=settings.min_size)
-        require_resources(self.models, settings, sizes, batch=len(lr_photos))
+        require_resources(self.models, settings, sizes, batch=len(lr_photos), depth=8 if levels is None else 16)
         with one_sentence_when_exhausted("choose smaller tiles or a smaller scale, or close other programs"):
-            return self._run(lr_photos, sizes, settings, prompts)
+            return self._run(lr_photos, sizes, settings, prompts, levels)
 
     def _run(
-        self, lr_photos: list[Image.Image], sizes: Sizes, settings: UpscaleSettings, prompts: Prompts | None
+        self,
+        lr_photos: list[Image.Image],
+        sizes: Sizes,
+        settings: UpscaleSettings,
+        prompts: Prompts | None,
+        levels: Sequence[sixteen.Levels] | None,
     ) -> list[Result]:
         meter = Meter(self.models.device)
         with meter.phase("prompts"):
@@ -121,17 +138,21 @@ class SeeSRPipeline:
         with meter.phase("sample"):
             latent = self.sample(prepared, z_lr, states, prompts.soft_prompt, settings, semantics, joint)
         with meter.phase("decode"):
-            decoded = self.decode(latent, settings)
+            decoded = self.decode(latent, settings, rounds=levels is None)
         with meter.phase("finish"):
-            images = self.finish(decoded, prepared, sizes, settings)
+            if levels is None:
+                finished = [(image, None) for image in self.finish(decoded, prepared, sizes, settings)]
+            else:
+                finished = [self._finish_sixteen(*pair, settings) for pair in zip(decoded, levels, strict=True)]
         common = self._report(replace(sizes, final=settings.result_size(sizes.lr)), settings, meter)
         return [
             Result(
                 image=settings.cut(image),
                 report=common.of_photo(i, tags, text),
                 labels=None if joint is None else _fitted(joint.labels()[i], image, settings),
+                levels=deep,
             )
-            for i, (image, tags, text) in enumerate(zip(images, prompts.tags, texts, strict=True))
+            for i, ((image, deep), tags, text) in enumerate(zip(finished, prompts.tags, texts, strict=True))
         ]
 
     @torch.no_grad()
@@ -183,12 +204,12 @@ class SeeSRPipeline:
         """Scaled LR latents (B, 4, H/8, W/8) of the prepared pictures."""
         return encode_tiled(self._vae(), prepared, tile_px=settings.vae_tile)
 
-    def decode(self, latent: Tensor, settings: UpscaleSettings) -> Tensor:
-        """Pictures, uint8 (B, 3, H, W), of scaled latents."""
-        return decode_tiled(self._vae(), latent, tile_px=settings.vae_tile)
+    def decode(self, latent: Tensor, settings: UpscaleSettings, *, rounds: bool = True) -> Tensor:
+        """Pictures (B, 3, H, W) of scaled latents: uint8, or not rounded and float32 in [0, 1]."""
+        return decode_tiled(self._vae(rounds=rounds), latent, tile_px=settings.vae_tile)
 
-    def _vae(self) -> PictureVAE:
-        return PictureVAE(self.models.vae, self.models.device, self.models.dtype)
+    def _vae(self, *, rounds: bool = True) -> PictureVAE:
+        return PictureVAE(self.models.vae, self.models.device, self.models.dtype, rounds=rounds)
 
     @torch.no_grad()
     def join(
@@ -309,6 +330,16 @@ class SeeSRPipeline:
             finish(image, reference, lr_size=sizes.lr, scale=settings.scale, color_fix=settings.color_fix)
             for image, reference in zip(decoded, prepared, strict=True)
         ]
+
+    def _finish_sixteen(
+        self, decoded: Tensor, levels: sixteen.Levels, settings: UpscaleSettings
+    ) -> tuple[Image.Image, sixteen.Levels]:
+        """The same at 16 bits of a picture in [0, 1], and that at 8."""
+        fixed = sixteen.finish(
+            decoded, levels, scale=settings.scale, min_size=settings.min_size, fix=settings.color_fix
+        )
+        left, top, right, bottom = settings.box((fixed.shape[1], fixed.shape[0]))
+        return sixteen.at_eight(fixed), fixed[top:bottom, left:right]
 
     def _report(self, sizes: Sizes, settings: UpscaleSettings, meter: Meter) -> Report:
         """What is the same for the whole batch."""

@@ -153,6 +153,10 @@ class UpscaleSettings:
         """(width, height) of the result of a photo of (width, height) pixels."""
         return TargetSize.parse(self.to).result_size(size) if self.to else final_size(size, self.scale)
 
+    def box(self, whole: Size) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what `to` keeps of a scaled photo of size `whole`."""
+        return TargetSize.parse(self.to).box(whole) if self.to else (0, 0, *whole)
+
     def cut(self, picture: Image) -> Image:
         """What `to` keeps of a scaled photo."""
         return TargetSize.parse(self.to).cut(picture) if self.to else picture

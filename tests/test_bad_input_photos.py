@@ -116,6 +116,15 @@ def test_sixteen_bits_of_colour_and_alpha(tmp_path: Path, colour_type: int, chan
     assert (read.grey, read.alpha is not None, len(read.notes)) == (grey, channels in (2, 4), 1)
 
 
+def test_heic_is_read_where_its_package_is(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    given = photo(64, 48)
+    read = read_photo(saved(tmp_path / "photo.heic", given, quality=95))
+    assert read.size == (64, 48)
+    assert np.abs(levels(read) - np.asarray(given)).mean() < 6
+
+
 def test_values_that_8_bits_cannot_stand_for(tmp_path: Path) -> None:
     floats = saved(tmp_path / "float.tif", Image.new("F", (4, 4), 0.5))
     assert "floating-point values: expected 8 or 16 bits" in refusal(floats)

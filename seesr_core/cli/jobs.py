@@ -10,8 +10,9 @@ from glob import glob
 from itertools import takewhile
 from pathlib import Path
 
-from ..errors import ImageError, SettingsError
-from ..pictures.opening import suffixes_read
+from ..errors import ImageError, SeeSRError, SettingsError
+from ..pictures.opening import open_picture, suffixes_read
+from ..pictures.reading import frame_count
 from ..pictures.writing import FORMATS, check_target, check_writable
 
 FOLDER_SUFFIX = ".png"
@@ -56,17 +57,29 @@ class Naming:
     share: tuple[int, int] = (0, 1)
     """Number of this process, from 0, and how many there are: each takes every so-manieth photo."""
 
+    frames: bool = False
+    """Whether animations and files of several pages are taken whole, and stay what they are."""
+
     def of(self, photo: Path, *, with_suffix: bool = False) -> str:
         """The result's name of a photo; `with_suffix` keeps its own suffix in the middle."""
         return f"{photo.name if with_suffix else photo.stem}{self.suffix}{self._ending(photo)}"
 
     def _ending(self, photo: Path) -> str:
-        if self.format is None:
-            return FOLDER_SUFFIX
-        if self.format != SAME:
+        if self.format not in (None, SAME):
             return f".{self.format}"
         own = photo.suffix.lower()
-        return own if own in FORMATS else FOLDER_SUFFIX
+        whole = own in FORMATS and self.frames and has_frames(photo)
+        still = own in FORMATS and self.format == SAME and FORMATS[own].stills
+        return own if whole or still else FOLDER_SUFFIX
+
+
+def has_frames(photo: Path) -> bool:
+    """Whether a file holds several pictures; one that cannot be read is told of when its turn comes."""
+    try:
+        with open_picture(photo) as image:
+            return frame_count(image) > 1
+    except SeeSRError:
+        return False
 
 
 def plan_upscale(source: Path, target: Path, *, overwrite: bool, naming: Naming | None = None) -> UpscaleJobs:

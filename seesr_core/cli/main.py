@@ -18,6 +18,7 @@ from .console import log_to_stderr, say_error
 FAILED, USAGE = 1, 2
 COMMANDS = {
     "upscale": "upscale a photo or a folder of photos",
+    "compare": "write a page with a slider between two pictures or two folders",
     "tags": "print the tags of a photo or of a folder of photos",
     "download": "download the published weights",
     "convert": "convert published weights to small safetensors files",

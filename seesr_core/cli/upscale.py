@@ -23,9 +23,17 @@ from ..method.schedule import SPACINGS
 from ..model_files import NANO, GivenFiles
 from ..models import load_models
 from ..pictures.opening import open_picture
-from ..pictures.reading import InputPhoto, read_photo, upright_size
-from ..pictures.writing import check_fits, check_writable, save_picture
-from ..pipeline import SeeSRPipeline
+from ..pictures.reading import InputPhoto, frame_count, read_frames, read_photo, read_timing, upright_size
+from ..pictures.writing import (
+    check_fits,
+    check_writable,
+    format_of,
+    of_one_mode,
+    save_frames,
+    save_picture,
+    save_sixteen,
+)
+from ..pipeline import Result, SeeSRPipeline
 from ..report import Report
 from ..runtime import cost
 from ..runtime.devices import AUTO, DTYPES, choose_device, choose_dtype
@@ -35,13 +43,16 @@ from ..tiling.grid import LAYOUTS
 from ..tiling.prompts import LOCAL_PROMPTS
 from .console import is_terminal, progress_bar, say
 from .failures import Failures
-from .jobs import SAME, Job, Naming, UpscaleJobs, plan_upscale
+from .jobs import SAME, Job, Naming, UpscaleJobs, has_frames, plan_upscale
 
 log = logging.getLogger(__name__)
 
 STREAM = "-"
 """IN or OUT that stands for standard input or output."""
 _FORMATS = (SAME, "png", "jpg", "webp", "avif", "tif")
+_DEPTHS = (SAME, "8", "16")
+ALL = "all"
+"""Every frame or page of a file."""
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--scale", {"type": float, "metavar": "X", "help": "result size over photo size (4)"}),
@@ -105,6 +116,10 @@ def _add_file_options(group: Any) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace results that exist")
     group.add_argument("--format", choices=_FORMATS, help="of results in a folder; same: the photo's own (png)")
     group.add_argument("--quality", type=_quality, metavar="N", help="1 to 100, of JPEG (95), WebP (95), AVIF (90)")
+    group.add_argument(
+        "--depth", choices=_DEPTHS, default=SAME, help="bits a channel; same: 16 where the photo has (same)"
+    )
+    group.add_argument("--frames", choices=(ALL,), help="animations and pages whole, into the same kind of file")
     group.add_argument("--suffix", default="", metavar="TEXT", help="what follows the photo's name in the result's")
     group.add_argument("--recursive", action="store_true", help="folders in the folder, too")
     group.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, resolution and texts of the photo")
@@ -140,8 +155,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    _check_frames(arguments)
     naming = Naming(
-        format=arguments.format, suffix=arguments.suffix, recursive=arguments.recursive, share=process_share()
+        format=arguments.format,
+        suffix=arguments.suffix,
+        recursive=arguments.recursive,
+        share=process_share(),
+        frames=arguments.frames == ALL,
     )
     plan = plan_upscale(arguments.source, arguments.target, overwrite=arguments.overwrite, naming=naming)
     arguments.json = _own_report(arguments.json, naming.share) if plan.many else arguments.json
@@ -155,6 +175,15 @@ def _run(arguments: argparse.Namespace) -> int:
     finally:
         batch.write_report()
     return batch.failures.list(len(plan.jobs) + len(plan.done))
+
+
+def _check_frames(arguments: argparse.Namespace) -> None:
+    if arguments.frames and arguments.frame is not None:
+        raise SettingsError("--frame chooses one frame and --frames all takes every one: give one of them.")
+    if arguments.frames and arguments.depth == "16":
+        raise SettingsError(
+            "--frames all writes 8 bits a channel: leave out --depth 16, or choose a page with --frame."
+        )
 
 
 def process_share() -> tuple[int, int]:
@@ -236,17 +265,25 @@ class _Batch:
         for job in self.plan.jobs:
             with self.failures.guard(job.source), open_picture(job.source) as image:
                 found = cost.predict(shape, upright_size(image), settings, device)
-                say(f"{job.source} → {job.target}: {found.text()}{'' if found.fits else '; too much for it'}.")
+                frames = frame_count(image) if self.arguments.frames else 1
+                each = f" for each of {frames} frames" if frames > 1 else ""
+                say(f"{job.source} → {job.target}: {found.text()}{each}{'' if found.fits else '; too much for it'}.")
 
     def run(self) -> None:
         """Upscale everything that has no result yet."""
         self._announce()
         for number, job in enumerate(self.plan.jobs, 1):
+            label = f"[{number}/{len(self.plan.jobs)}] {job.source.name}"
+            if self.arguments.frames and has_frames(job.source):
+                settings = self.settings
+                with self.failures.guard(job.source):
+                    self._upscale_frames(job, settings, label)
+                continue
             photo = self._read(job)
             if photo is not None:
                 settings = self.settings  # a model that cannot be loaded is no fault of the photo
                 with self.failures.guard(job.source):
-                    self._upscale(job, photo, settings, f"[{number}/{len(self.plan.jobs)}] {job.source.name}")
+                    self._upscale(job, photo, settings, label)
 
     def _announce(self) -> None:
         if self.plan.left_out:
@@ -264,17 +301,53 @@ class _Batch:
         return None
 
     def _upscale(self, job: Job, photo: InputPhoto, settings: UpscaleSettings, label: str) -> None:
-        pipeline = self.pipeline
+        depth = self._depth(job, photo)
+        self._check_fits(job, photo, settings, depth=depth)
+        result = self._result(photo, settings, label, depth=depth)
+        beside: dict[str, Any] = {"icc": photo.icc, "metadata": None if self.arguments.strip else photo.metadata}
+        if result.levels is not None:
+            save_sixteen(job.target, photo.like_sixteen(result.levels), **beside)
+        else:
+            save_picture(job.target, photo.like(result.image), quality=self.arguments.quality, **beside)
+        self._note_done(job, result.report, notes=photo.notes)
+
+    def _upscale_frames(self, job: Job, settings: UpscaleSettings, label: str) -> None:
+        """Frame by frame with one seed, into one file."""
+        timing, count = read_timing(job.source)
+        pictures = []
+        for number, photo in enumerate(read_frames(job.source), 1):
+            if number == 1:
+                first = photo
+                self._check_fits(job, photo, settings, frames=count)
+            result = self._result(photo, settings, f"{label} {number}/{count}")
+            pictures.append(photo.like(result.image))
+        metadata, quality = None if self.arguments.strip else first.metadata, self.arguments.quality
+        save_frames(job.target, of_one_mode(pictures), timing=timing, icc=first.icc, metadata=metadata, quality=quality)
+        self._note_done(job, result.report, notes=first.notes, frames=count)
+
+    def _depth(self, job: Job, photo: InputPhoto) -> int:
+        """Bits a channel of a result."""
+        chosen = self.arguments.depth
+        if chosen == SAME:
+            return 16 if photo.levels is not None and format_of(job.target).sixteen else 8
+        return int(chosen)
+
+    def _check_fits(
+        self, job: Job, photo: InputPhoto, settings: UpscaleSettings, *, depth: int = 8, frames: int = 1
+    ) -> None:
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        check_fits(job.target, settings.result_size(photo.size), alpha=photo.alpha is not None)
+        size = settings.result_size(photo.size)
+        check_fits(job.target, size, alpha=photo.alpha is not None, depth=depth, frames=frames)
+
+    def _result(self, photo: InputPhoto, settings: UpscaleSettings, label: str, *, depth: int = 8) -> Result:
+        pipeline = self.pipeline
         with progress_bar(label) as pipeline.progress:
-            result = pipeline(photo.rgb, settings)
-        metadata = None if self.arguments.strip else photo.metadata
-        picture = photo.like(result.image)
-        save_picture(job.target, picture, icc=photo.icc, metadata=metadata, quality=self.arguments.quality)
-        self.entries.append(_entry(job, "done", notes=photo.notes, **result.report.to_dict()))
+            return pipeline(photo.rgb, settings, levels=photo.sixteen_bits() if depth == 16 else None)
+
+    def _note_done(self, job: Job, report: Report, **more: Any) -> None:
+        self.entries.append(_entry(job, "done", **more, **report.to_dict()))
         if is_terminal() and self.arguments.target.stem != "standard-output":
-            say(summary(job, result.report))
+            say(summary(job, report))
 
     def write_report(self) -> None:
         """One photo: its entry. A folder: entries of all photos that were reached."""

@@ -15,6 +15,7 @@ from .memory import require_memory
 # Bytes, measured on pictures of 36 megapixels and rounded up.
 _LR_PIXEL = 24  # a pixel of the photo: decoded, converted, and as the tagger's float input
 _HELD_PIXEL = 6  # a pixel of the prepared picture and of the decoded one
+_SIXTEEN_PIXEL = 40  # what a result of 16 bits a channel adds: floats of the decoded picture, the photo and the result
 _FINISH_PIXEL = {"none": 14, "adain": 18, "wavelet": 32}  # what the finish adds for one picture
 # Feature maps alive at once, in units of the first level's.
 _UNET_MAPS = 80
@@ -35,15 +36,18 @@ class Needs:
     """Feature maps of the largest call of a network, on its device."""
 
 
-def require_resources(models: Models, settings: UpscaleSettings, sizes: Sizes, *, batch: int = 1) -> None:
-    """Refuse a run that will not fit into memory.
+def require_resources(
+    models: Models, settings: UpscaleSettings, sizes: Sizes, *, batch: int = 1, depth: int = 8
+) -> None:
+    """Refuse a run that will not fit into memory; `depth`: bits a channel of the result.
 
     Raises:
         ResourceError: with the estimate, what is available, and what to change.
     """
     needs = estimate(models, settings, sizes, batch=batch)
     work = f"Upscaling {_text(sizes.lr)} to {_text(sizes.final)} pixels"
-    require_memory(needs.pictures, work, "choose a smaller scale or cut the photo into parts")
+    deep = _SIXTEEN_PIXEL * batch * _area(sizes.prepared) if depth == 16 else 0
+    require_memory(needs.pictures + deep, work, "choose a smaller scale or cut the photo into parts")
     advice = "choose smaller tiles (tile, vae_tile)"
     if models.device.type == "cpu":
         require_memory(needs.held + needs.networks, work, advice)

@@ -25,14 +25,15 @@ class PictureVAE(nn.Module):
     """An autoencoder between uint8 pictures (B, 3, H, W) and float32 latents (B, 4, h, w), both on the CPU.
 
     It has the interface of diffusers' autoencoders that `vae_tiling` uses. Decoded values are rounded to 8 bits, as the
-    published implementation does before its colour fix.
+    published implementation does before its colour fix; with `rounds` off they are float32 in [0, 1].
     """
 
-    def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype, *, rounds: bool = True) -> None:
         super().__init__()
         self.vae = vae
         self.device = device
         self.dtype = dtype
+        self.rounds = rounds
 
     @property
     def config(self) -> Any:
@@ -45,9 +46,9 @@ class PictureVAE(nn.Module):
         return SimpleNamespace(latents=encoded_latents(encoded).float().cpu())
 
     def decode(self, latents: Tensor) -> SimpleNamespace:
-        """`sample`: the picture in 8 bits."""
-        decoded = self.vae.decode(latents.to(device=self.device, dtype=self.dtype)).sample.float()
-        return SimpleNamespace(sample=to_u8((decoded + 1.0) / 2.0).cpu())
+        """`sample`: the picture."""
+        decoded = (self.vae.decode(latents.to(device=self.device, dtype=self.dtype)).sample.float() + 1.0) / 2.0
+        return SimpleNamespace(sample=(to_u8(decoded) if self.rounds else decoded.clamp(0.0, 1.0)).cpu())
 
 
 @dataclass(kw_only=True, slots=True)
