@@ -15,6 +15,7 @@ from ..seesr_core.dape.vocabulary import SEPARATOR, Language, split_words
 from ..seesr_core.errors import SettingsError
 from ..seesr_core.method.regions import check_masks, number_tokens, tag_spans
 from ..seesr_core.pictures.overlay import draw_regions
+from .host.photo_masks import of_photos
 from .host.regions import KEY, RegionPrompt
 from .host.report import warn_on_node
 from .host.text import encode_text, token_counter
@@ -69,7 +70,8 @@ class SeeSRGroundTags(io.ComfyNode):
         warn_without_tags(lines, "SeeSR Ground Tags")
         masks = [dape.ground(picture[None], tags) for picture, tags in zip(image, chosen, strict=True)]
         previews = [preview(dape, *parts) for parts in zip(image, masks, chosen, strict=True)]
-        return io.NodeOutput(lines, some_mask(torch.cat(masks)), torch.stack(previews))
+        batch = of_photos(some_mask(torch.cat(masks)), [len(mask) for mask in masks])
+        return io.NodeOutput(lines, batch, torch.stack(previews))
 
 
 def some_mask(masks_NHW: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import comfy.utils
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ...seesr_core.errors import SettingsError
 from ...seesr_core.method.guidance import guides, pull, pulled, targeted
 from ...seesr_core.method.regions import check_masks, guidance_share
 from ...seesr_core.tiling.grid import PIXELS_PER_CELL
+from .photo_masks import by_photo
 from .report import warn_on_node
 from .sampler import check_latent
 
@@ -71,13 +73,13 @@ def attach_fidelity(model: ModelPatcher, latent: dict[str, Any], *, fidelity: fl
 class SpatialGuidance:
     """Guidance by a mask, before guidance (the host's pre-CFG function)."""
 
-    masks_NHW: Tensor
-    """Values in [0, 1]; the largest counts."""
+    masks: tuple[Tensor, ...]
+    """One (N, H, W) for each photo of the batch, or one for all; values in [0, 1], the largest of a photo's counts."""
     outside: float
     """Share of the guidance where no mask is."""
     feather: float
     """Width of the soft edge in latent cells."""
-    _shares: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _shares: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def __call__(self, args: dict[str, Any]) -> list[Tensor]:
         """The predictions [positive, negative, …] of a step, the positive one as far as the mask goes."""
@@ -87,15 +89,20 @@ class SpatialGuidance:
             run.asked, run.guided = True, args["conds"][1] is not None
         if args["conds"][1] is None:
             return [positive, negative, *rest]
-        share = self._share(*positive.shape[-2:])
+        share = self._share(len(positive), *positive.shape[-2:])
         return [targeted(negative, positive, share.to(positive.device)), negative, *rest]
 
-    def _share(self, height: int, width: int) -> Tensor:
-        if (height, width) not in self._shares:
-            self._shares[height, width] = guidance_share(
-                self.masks_NHW, height, width, outside=self.outside, feather=self.feather
-            )
-        return self._shares[height, width]
+    def _share(self, batch: int, height: int, width: int) -> Tensor:
+        """(1 or B, 1, h, w)."""
+        key = batch, height, width
+        if key not in self._shares:
+            own = len(self.masks) == batch
+            shares = [
+                guidance_share(masks, height, width, outside=self.outside, feather=self.feather)
+                for masks in (self.masks if own else [torch.cat(self.masks)])
+            ]
+            self._shares[key] = torch.cat(shares)
+        return self._shares[key]
 
 
 def attach_guidance_interval(model: ModelPatcher, start: float, end: float) -> ModelPatcher:
@@ -132,7 +139,8 @@ class _GuidanceRun:
 def attach_spatial_guidance(model: ModelPatcher, mask: Tensor, *, outside: float, feather: float) -> ModelPatcher:
     """A clone of `model` whose guidance acts where `mask` (N, H, W) is; masks of ones, or `outside` 1, leave it out.
 
-    `feather` is in pixels of the result. An older mask on the model is replaced.
+    `feather` is in pixels of the result. An older mask on the model is replaced. Masks that know their photos (see
+    `photo_masks`) guide each photo of a batch by its own; of others the largest counts, for every photo.
 
     Raises:
         SettingsError: something that is no mask.
@@ -143,10 +151,17 @@ def attach_spatial_guidance(model: ModelPatcher, mask: Tensor, *, outside: float
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE_KEY)
     if outside < 1 and bool((masks.amax(0) < 1).any()):
         patched.set_model_sampler_pre_cfg_function(
-            SpatialGuidance(masks_NHW=masks, outside=outside, feather=feather / PIXELS_PER_CELL)
+            SpatialGuidance(
+                masks=tuple(map(_some, by_photo(mask, masks))), outside=outside, feather=feather / PIXELS_PER_CELL
+            )
         )
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE_KEY, _watch_guidance)
     return patched
+
+
+def _some(masks_NHW: Tensor) -> Tensor:
+    """A photo without tags is guided everywhere, as it is alone."""
+    return masks_NHW if len(masks_NHW) else masks_NHW.new_ones(1, *masks_NHW.shape[1:])
 
 
 def _watch_guidance(executor: Any, *args: Any, **kwargs: Any) -> Any:

@@ -319,6 +319,8 @@ def test_ground_tags_of_a_batch_feed_the_region_prompt() -> None:
     counts = [len(line.split(", ")) for line in lines]
     assert len(masks) == sum(counts)
     assert len(shown) == 2
+    by_photo = plugin("nodes.host.photo_masks").by_photo
+    assert [len(own) for own in by_photo(masks, masks)] == counts
     first, second = region_prompt(lines, masks)
     assert torch.equal(first[0][1]["seesr_regions"][0].masks, masks[: counts[0]])
     assert torch.equal(second[0][1]["seesr_regions"][0].masks, masks[counts[0] :])

@@ -177,6 +177,20 @@ def test_the_largest_of_several_masks_counts_whatever_their_size(model: Any) -> 
     assert not torch.equal(run(guided(model, left_and_a_bit), latent), run(model, latent))
 
 
+def test_in_a_batch_each_photo_is_guided_by_its_own_masks(model: Any) -> None:
+    """As Ground Tags gives them for a batch: two masks of the first photo, one of the second, none of the third."""
+    of_photos = plugin("nodes.host.photo_masks").of_photos
+    left, right = half(32, 16), half(32, 16).flip(-1)
+    latent = latents(batch=3)
+    together = run(guided(model, of_photos(torch.cat([left, left * 0.5, right]), (2, 1, 0))), latent)
+    alone = [run(guided(model, mask), latent) for mask in (left, right, torch.ones(1, 32, 16))]
+    for photo in range(3):
+        assert torch.equal(together[photo], alone[photo][photo])
+    assert not torch.equal(alone[0][0], alone[1][0])
+    plain = run(guided(model, torch.cat([left, right])), latent)
+    assert torch.equal(plain, run(model, latent)), "masks of unknown photos count for every photo"
+
+
 def test_guidance_in_tiles_looks_at_the_whole_mask(model: Any) -> None:
     latent = latents(height=8, width=24)
     mask = half(64, 192)
