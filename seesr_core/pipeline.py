@@ -140,6 +140,7 @@ class SeeSRPipeline:
         with meter.phase("decode"):
             decoded = self.decode(latent, settings, rounds=levels is None)
         with meter.phase("finish"):
+            finished: list[tuple[Image.Image, sixteen.Levels | None]]
             if levels is None:
                 finished = [(image, None) for image in self.finish(decoded, prepared, sizes, settings)]
             else:

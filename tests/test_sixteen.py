@@ -10,6 +10,7 @@ import torch
 from PIL import ExifTags, Image
 
 from seesr_core.errors import ImageError
+from seesr_core.method.color import ColorFix
 from seesr_core.pictures import sixteen, sizes
 from seesr_core.pictures.metadata import Metadata
 from seesr_core.pictures.reading import InputPhoto, read_photo
@@ -87,7 +88,7 @@ def test_formats_of_8_bits_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fix", ["none", "adain", "wavelet"])
 @pytest.mark.parametrize("size", [(24, 16), (60, 5)])
-def test_the_finish_agrees_with_that_of_8_bits(fix: str, size: tuple[int, int]) -> None:
+def test_the_finish_agrees_with_that_of_8_bits(fix: ColorFix, size: tuple[int, int]) -> None:
     """The same picture within two levels of 8 bits, which are cut and resized in steps; but with finer ones."""
     generator = np.random.default_rng(1)
     photo = generator.integers(60, 200, (size[1], size[0], 3)).astype(np.uint8)

@@ -123,7 +123,7 @@ def at_eight(levels_HW3: Levels) -> Image.Image:
 
 def like(result_HW3: Levels, *, grey: bool, alpha_HW: Levels | None) -> Levels:
     """A result without colour if the photo had none, with the photo's transparency enlarged beside it."""
-    picture = rounded((result_HW3 @ np.float32(_GREY))[..., None]) if grey else result_HW3
+    picture = rounded((result_HW3.astype(np.float32) @ np.array(_GREY, np.float32))[..., None]) if grey else result_HW3
     if alpha_HW is None:
         return picture
     alpha = rounded(resize(alpha_HW[..., None], (picture.shape[1], picture.shape[0])))

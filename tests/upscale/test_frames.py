@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ DURATIONS = [100, 200, 300]
 
 def film(path: Path) -> Path:
     frames = [photo(16, 12, seed=i) for i in (1, 2, 1)]
-    timing = {} if path.suffix == ".tif" else {"duration": DURATIONS, "loop": 2}
+    timing: dict[str, Any] = {} if path.suffix == ".tif" else {"duration": DURATIONS, "loop": 2}
     frames[0].save(path, save_all=True, append_images=frames[1:], **timing)
     return path
 
