@@ -9,7 +9,8 @@ import pytest
 
 from seesr_core.errors import SettingsError
 from trainer.capacity.dry_run import GIB
-from trainer.capacity.scale import Counted, ScaleCommand, count, layout, lines
+from trainer.capacity.scale import Counted, ScaleCommand, count, count_student, layout, lines
+from trainer.distill.recipes import DISTILL_RECIPES
 from trainer.engine.command import get_recipe
 from trainer.nano.tagger import tagger_config
 from trainer.stage2.recipes import STAGE2_RECIPES
@@ -54,6 +55,18 @@ def test_shapes_alone_tell_parameters_arithmetic_and_memory() -> None:
     one, two = (found.memory(images, recipe, 1) for images in (1, 2))
     assert two["activations"] - one["activations"] == found.per_image
     assert found.memory(1, recipe, 4)["gradients"] == found.trained
+
+
+@pytest.mark.slow
+def test_a_student_and_its_follower_are_counted_once_with_their_teacher() -> None:
+    sizes: dict[str, Any] = {"unet": unet_config(), "tagger": tagger_config(2, 64)}
+    recipe = replace(get_recipe(DISTILL_RECIPES, "debug"), crop=64)
+    both = count_student(recipe, **sizes)
+    alone = count_student(replace(recipe, matching_weight=0.0, student_steps=2), **sizes)
+    assert both.trained == 2 * alone.trained > 0
+    assert both.steered - both.trained == alone.steered - alone.trained
+    assert both.steered_bytes == 4 * both.steered
+    assert min(both.per_image, both.trained_flops, both.frozen_flops) > 0
 
 
 def test_the_largest_pass_that_fits_divides_the_batch() -> None:

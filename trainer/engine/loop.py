@@ -138,8 +138,8 @@ class Training:
         self.main: bool = accelerator.is_main_process
         # The meter of a checkpoint has the figures of all processes.
         self.meter = RunningMeans(**notes.get("meter", {})) if self.main else RunningMeans()
+        count_from(self.state.optimizer, notes.get("optimizer", {}))  # it says which weights the checkpoint has
         begin(self.state.optimizer)
-        count_from(self.state.optimizer, notes.get("optimizer", {}))
         self.guard = _Guard(config.max_skipped, total=notes.get("skipped", 0))
         self.journal = Journal(out, writes=self.main, wandb=config.wandb, facts=self.facts)
         self.clock = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -86,7 +87,8 @@ def counters(optimizer: torch.optim.Optimizer) -> dict[str, float | bool | int]:
     group = optimizer.param_groups[0]
     kept = ((name, value) for name, value in group.items() if name not in ("params", "lr"))
     plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in kept}
-    return {name: value for name, value in plain.items() if isinstance(value, bool | int | float)}
+    # What is infinite is a setting that is off, and no JSON.
+    return {name: v for name, v in plain.items() if isinstance(v, bool | int | float) and math.isfinite(v)}
 
 
 def count_from(optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
