@@ -37,6 +37,8 @@ _OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}, 10: {"cfg"}, 
 """Settings by which a workflow shows something else than the small model's own."""
 NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
 _HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre", 10: "regions", 11: "tile_prompts", 12: "fidelity", 13: "segsr"}
+UNFLATTERING = ("mild", "strong", "text")
+"""Photos in `tools/photos`: mildly degraded, strongly degraded architecture, and text."""
 STAND_INS = {3: 2, 5: 2}
 """Workflows for weights that are not here show what the small model makes of the same graph."""
 
@@ -60,6 +62,8 @@ def main() -> None:
             if options.settings:
                 copy_settings(info)
             make_pictures(server, info, options.numbers or NANO_NUMBERS)
+            if not options.numbers:
+                make_before_after(server)
             if options.screens:
                 take_screens(server, Path(folder) / "browser")
         finally:
@@ -107,19 +111,20 @@ def _set(node: dict[str, Any], info: dict[str, Any], settings: dict[str, Any]) -
 
 
 def make_pictures(server: Server, info: dict[str, Any], numbers: Sequence[int]) -> None:
-    """Run the workflows and write what they show."""
-    made: dict[int, Image.Image] = {}
-    for number in numbers:
-        made[number] = _LAYOUTS.get(number, _before_and_after)(_run(server, number, info))
-    shows = {**{number: number for number in made}, **{n: shown for n, shown in STAND_INS.items() if shown in made}}
-    for number, shown in shows.items():
-        path = next(nano.WORKFLOWS.glob(f"{number}_*.json")).with_suffix(".jpg")
-        made[shown].save(path, quality=QUALITY, optimize=True)
-        log.info("%s %s", path.relative_to(PLUGIN), made[shown].size)
+    """Run the workflows and write what each shows."""
     HELP.mkdir(parents=True, exist_ok=True)
-    for number, name in _HELP_PICTURES.items():
-        if number in made:
-            made[number].save(HELP / f"{name}.jpg", quality=QUALITY, optimize=True)
+    for number in numbers:
+        picture = _LAYOUTS.get(number, _before_and_after)(_run(server, number, info))
+        paths = [next(nano.WORKFLOWS.glob(f"{n}_*.json")).with_suffix(".jpg") for n in (number, *_standing_in(number))]
+        paths += [HELP / f"{_HELP_PICTURES[number]}.jpg"] if number in _HELP_PICTURES else []
+        for path in paths:
+            picture.save(path, quality=QUALITY, optimize=True)
+            log.info("%s %s", path.relative_to(PLUGIN), picture.size)
+
+
+def _standing_in(number: int) -> list[int]:
+    """Workflows whose picture is that of `number`."""
+    return [other for other, shown in STAND_INS.items() if shown == number]
 
 
 def _run(server: Server, number: int, info: dict[str, Any]) -> dict[str, list[np.ndarray]]:
@@ -226,6 +231,39 @@ _LAYOUTS: dict[int, Callable[[dict[str, list[np.ndarray]]], Image.Image]] = {
     12: _fidelity,
     13: _segsr,
 }
+
+
+def make_before_after(server: Server) -> None:
+    """Three photos that flatter nobody, plainly enlarged and upscaled by workflow 1: `before_after.jpg`."""
+    rows = []
+    for name in UNFLATTERING:
+        path = Path(__file__).parent / "photos" / f"{name}.png"
+        server.put("input", path.name, path.read_bytes())
+        graph = graphs.to_api(nano.workflow(1), server.get("/object_info"), check=False)
+        nano.nodes_of(graph, "LoadImage")[0]["image"] = path.name
+        run = server.run(graph, timeout=3600)
+        if run.status != "success":
+            raise SystemExit(f"{path.name}: {run.status} at node {run.node}: {run.error}")
+        result = Image.fromarray(server.picture(run.image_files(graphs.only(graph, "SaveImage"))[0]))
+        rows.append(pair_of(name, Image.open(path).convert("RGB"), result))
+    stack(rows).save(nano.NANO / "before_after.jpg", quality=QUALITY, optimize=True)
+
+
+def pair_of(name: str, photo: Image.Image, result: Image.Image) -> Image.Image:
+    """A photo, plainly enlarged and named, beside its result."""
+    plain = photo.resize(result.size, Image.Resampling.BICUBIC)
+    ImageDraw.Draw(plain).text((8, 6), name, "white", ImageFont.load_default(20), stroke_width=2, stroke_fill="black")
+    return _row([plain, result])
+
+
+def stack(rows: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one width below each other, a white line between."""
+    whole = Image.new("RGB", (rows[0].width, sum(row.height + 4 for row in rows) - 4), "white")
+    top = 0
+    for row in rows:
+        whole.paste(row, (0, top))
+        top += row.height + 4
+    return whole
 
 
 def take_screens(server: Server, folder: Path) -> None:
