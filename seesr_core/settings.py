@@ -25,10 +25,11 @@ MAX_CONTROL_REUSE = 10
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {},
-    "fast": {"steps": 20, "solver": "dpmpp_2m"},
+    "fast": {"steps": 10, "cfg_start": 0.2, "cfg_end": 0.8, "control_reuse": 2},
     "turbo": {"steps": 2, "cfg": 1.0, "spacing": "trailing"},
 }
-"""Named ways to sample, each over the published one: "turbo" is for SD-turbo as the base model."""
+"""Named ways to sample, each over the published one: "turbo" is for SD-turbo as the base model; "fast" was chosen by
+`python -m trainer.evaluate solvers` (docs/performance.md)."""
 SAMPLING = (
     "steps",
     "cfg",

@@ -24,7 +24,7 @@ def preset_input(names: str, *, default: str = FROM_MODEL) -> io.Combo.Input:
         default=default,
         optional=True,
         tooltip=f"Who decides on {names}. from the model: those left at their defaults follow the SeeSR model's file. "
-        "paper: as published. fast: 20 steps. turbo: 2 steps, for SD-turbo. custom: the values as they stand.",
+        "paper: as published. fast: 10 steps. turbo: 2 steps, for SD-turbo. custom: the values as they stand.",
     )
 
 
