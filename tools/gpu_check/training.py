@@ -137,7 +137,7 @@ def _one_step(context: Context, task: Any) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
 
     first = context.wait(step)
     found: dict[str, float] = {}
