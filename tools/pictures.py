@@ -33,8 +33,14 @@ log = logging.getLogger("pictures")
 HELP = PLUGIN / "web" / "docs" / "images"
 QUALITY = 88
 _WIDGETS = {"solver": "sampler_name", "steps": "steps", "cfg": "cfg", "start_timestep": "start_timestep"}
-_OWN = {7: set(_WIDGETS.values()), 9: {"steps", "start_timestep"}, 10: {"cfg"}, 13: {"start_timestep"}}
-"""Settings by which a workflow shows something else than the small model's own."""
+_OWN = {
+    7: set(_WIDGETS.values()),
+    9: {"steps", "start_timestep"},
+    10: {"cfg"},
+    13: {"start_timestep"},
+    14: {*_WIDGETS.values(), "color_fix"},
+}
+"""Settings by which a workflow shows something else than the small model's own, or leaves them at their defaults."""
 NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
 _HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre", 10: "regions", 11: "tile_prompts", 12: "fidelity", 13: "segsr"}
 UNFLATTERING = ("mild", "strong", "text")
