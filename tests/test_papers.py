@@ -14,7 +14,8 @@ from seesr_core.cli.main import build_parser
 
 from .golden import ROOT
 
-PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "trainer" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAPERS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "trainer/README.md"))]
+PAPERS += sorted(ROOT.glob("docs/*.md"))
 WORDS, COLUMNS = 1000, 120
 _PATH = re.compile(r"`((?:nodes|seesr_core|trainer|tests|tools|docs|web|locales|workflows|\.ci|\.github)/[^\s`*]*)`")
 _MODULE = re.compile(r"(?:python -m|-m) ((?:seesr_core|trainer|tests|tools)[\w.]*)|`((?:trainer|tools)\.[\w.]+)[` ]")
