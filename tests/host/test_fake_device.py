@@ -64,6 +64,40 @@ def test_controlnet_and_its_rca(place: FakeDevice) -> None:
     check(watch)
 
 
+def test_rca_in_the_unet(place: FakeDevice) -> None:
+    """Through the wrapper around the U-Net's call."""
+    rca, inputs = plugin("nodes.host.rca"), nets.nano_inputs(size=8)
+    placed = place.module(copy.deepcopy(nets.nano_seesr().rca.patcher.model), dtype(place))
+    unet = copy.deepcopy(nets.nano_model().model.diffusion_model)
+    patch = rca.RCAPatch(
+        weights=SimpleNamespace(on=lambda device: placed),
+        tokens_BLD=inputs["soft_prompt"],
+        strength=1.0,
+        percent=(0.0, 1.0),
+        by_hooks=True,
+    )
+    place.module(unet, dtype(place))
+    unet.dtype = dtype(place)
+    executor = Executor(unet)
+    x, context = there(place, 2, nets.LATENT_CHANNELS, 8, 8), there(place, 2, 77, inputs["negative"][0][0].shape[-1])
+    run = rca.Run(window=(torch.inf, 0.0))
+    with place.watched() as watch, torch.no_grad():
+        found = patch.around_unet(executor, x, there(place, 2), context, transformer_options={rca.KEY: run})
+    assert (found.device, found.shape, run.reached) == (place.device, x.shape, True)
+    check(watch)
+
+
+class Executor:
+    """What the host hands to wrappers of the U-Net's call."""
+
+    def __init__(self, unet: Any) -> None:
+        self.class_obj = unet
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = self.class_obj._forward(*args, **kwargs)
+        return found
+
+
 def test_tiles(place: FakeDevice) -> None:
     """Texts and the hint are cut where they lie, and the blend is made on the device.
 
