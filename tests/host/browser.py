@@ -30,6 +30,8 @@ _DROP = """([name, text]) => {
 _NODES = """() => app.graph._nodes.map(node => ({
     type: node.type, known: !!node.constructor.nodeData || LiteGraph.registered_node_types[node.type] !== undefined,
     size: [...node.size], least: [...node.computeSize()]}))"""
+_ALL_SAVED = """() => app.graph._nodes.filter(node => node.type === 'SaveImage' && node.mode === 0)
+    .every(node => node.imgs?.length)"""
 _COMPLAINTS = """() => [...document.querySelectorAll('.p-toast-message, .p-dialog, [role=dialog], [role=alert], *')]
     .filter(each => each.matches('.p-toast-message-error, .p-toast-message-warn, .p-dialog')
         || (each.children.length < 3 && /^(\\d+ errors? found|Missing Node|Error)/i.test(each.innerText || '')
@@ -82,11 +84,12 @@ class Page:
         return found
 
     def run_to_picture(self) -> None:
-        """Press Run and wait until a Save Image node shows its picture."""
+        """Press Run and wait until every Save Image node that runs shows its picture."""
+        if self.tab.locator("[data-testid=dialog-overlay]").count():  # a slow machine shows the templates late
+            self.tab.keyboard.press("Escape")
+            self.tab.wait_for_timeout(500)
         self.tab.locator("[data-testid=queue-button]").click()
-        self.tab.wait_for_function(
-            "() => app.graph._nodes.some(node => node.type === 'SaveImage' && node.imgs?.length)", polling=500
-        )
+        self.tab.wait_for_function(_ALL_SAVED, polling=500)
         self.tab.wait_for_timeout(1500)
 
     def hide_map(self) -> None:

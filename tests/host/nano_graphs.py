@@ -50,6 +50,22 @@ def small(graph: dict[str, Any]) -> dict[str, Any]:
     return graph
 
 
+def small_saved(loaded: dict[str, Any]) -> dict[str, Any]:
+    """The same of a workflow as the frontend saves it: for the tests' tiny photo, in tiles to match."""
+    values: dict[tuple[str, str | None], dict[int, Any]] = {
+        ("LoadImage", None): {0: PHOTO},
+        ("SeeSRPrepareImage", None): {1: 0},
+        ("ImageScale", None): {1: min(PHOTO_SIZE), 2: min(PHOTO_SIZE)},
+        ("PrimitiveInt", "Tile size"): {0: 256},
+        ("PrimitiveInt", "Overlap"): {0: 32},
+    }
+    for node in loaded["nodes"]:
+        for key in ((node["type"], None), (node["type"], node.get("title"))):
+            for place, value in values.get(key, {}).items():
+                node["widgets_values"][place] = value
+    return loaded
+
+
 def full_graph(object_info: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """`2_full_graph_nano`, small, with some widget values changed wherever a node has an input of that name."""
     graph = small(graphs.to_api(workflow(2), object_info))

@@ -35,6 +35,7 @@ def page(server: Server, shots: Path, tmp_path_factory: pytest.TempPathFactory) 
         pytest.skip("playwright is not installed")
     if chromium() is None:
         pytest.skip("no chromium on PATH or at $SEESR_CHROMIUM")
+    nano.files_for_workflows(server.put)
     with browser_page(server.url, tmp_path_factory.mktemp("profile"), shots) as opened:
         yield opened
 
@@ -104,6 +105,38 @@ def test_quick_start_from_template_to_picture(page: Page, server: Server) -> Non
     picture = np.asarray(Image.open(made).convert("RGB"))
     assert picture.shape == (512, 768, 3)
     assert picture.std() > 10
+    assert not page.complaints()
+
+
+def small(number: int, folder: Path) -> Path:
+    """A workflow for the tiny photo, as a file to drop."""
+    path = folder / next(nano.WORKFLOWS.glob(f"{number}_*.json")).name
+    graphs.save(path, nano.small_saved(nano.workflow(number)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("number", "prefixes", "size"),
+    [
+        (10, ("seesr_regions", "seesr_plain", "seesr_grounding"), (192, 128)),
+        (11, ("seesr_tile_prompts", "seesr_tile_grid"), (512, 512)),
+        (12, ("seesr_fidelity_0", "seesr_fidelity_50", "seesr_fidelity_100"), (192, 128)),
+    ],
+)
+def test_run_button_to_saved_pictures(
+    number: int, prefixes: tuple[str, ...], size: tuple[int, int], page: Page, server: Server, tmp_path: Path
+) -> None:
+    """Dropped, run with the button, every picture saved and shown."""
+    page.drop(small(number, tmp_path))
+    output = server.base / "output"
+    before = set(output.glob("*.png"))
+    page.run_to_picture()
+    page.shoot(f"{number}_after_run")
+    made = {path.name.rpartition("_0")[0]: path for path in set(output.glob("*.png")) - before}
+    assert sorted(made) == sorted(prefixes)
+    with Image.open(made[prefixes[0]]) as picture:
+        assert picture.size == size
+        assert np.asarray(picture).std() > 10
     assert not page.complaints()
 
 
