@@ -145,15 +145,13 @@ def attach_spatial_guidance(model: ModelPatcher, mask: Tensor, *, outside: float
     Raises:
         SettingsError: something that is no mask.
     """
-    masks = check_masks(mask, "mask")
+    masks = tuple(map(_some, by_photo(mask, check_masks(mask, "mask"))))
     patched = model.clone()
     _drop(patched, "sampler_pre_cfg_function", SpatialGuidance)
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE_KEY)
-    if outside < 1 and bool((masks.amax(0) < 1).any()):
+    if outside < 1 and any(bool((own.amax(0) < 1).any()) for own in masks):
         patched.set_model_sampler_pre_cfg_function(
-            SpatialGuidance(
-                masks=tuple(map(_some, by_photo(mask, masks))), outside=outside, feather=feather / PIXELS_PER_CELL
-            )
+            SpatialGuidance(masks=masks, outside=outside, feather=feather / PIXELS_PER_CELL)
         )
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE_KEY, _watch_guidance)
     return patched
