@@ -43,7 +43,7 @@ def config(**loop: Any) -> Stage2Config:
 def small_networks() -> Networks:
     """Copies of the tiny model's networks; ControlNet and RCA require gradients."""
     parts = deepcopy(networks())
-    nets = Networks(**parts, tokenizer=tiny_models().tokenizer, dape=tagger()[0])
+    nets = Networks(**parts, tokenizer=tiny_models().tokenizer, dape=deepcopy(tagger()[0]))
     for frozen in (nets.unet, nets.vae, nets.text_encoder, nets.dape):
         frozen.requires_grad_(False)
     for parameter in rca_parameters(nets.unet).values():

@@ -171,7 +171,7 @@ def test_a_part_of_nothing_cannot_be_trained(trained: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('trained = "lroa"', r"trained should be one of all, rca-image-encoder, lora, found 'lroa'"),
+        ('trained = "lroa"', r"trained should be one of all, rca-image-encoder, image-encoder, lora, found 'lroa'"),
         ("lora_rank = 0", r"lora_rank must be at least 1, found 0"),
         ("lora_rnak = 4", r"there is no setting lora_rnak\. Did you mean lora_rank\?"),
         ("cache_pair = true", r"there is no setting cache_pair\. Did you mean cache_pairs\?"),

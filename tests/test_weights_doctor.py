@@ -62,7 +62,7 @@ def problems(report: dict[str, Any], level: str = PROBLEM) -> list[tuple[str, st
 def test_the_embedded_model_is_well(capfd: pytest.CaptureFixture[str]) -> None:
     code, report = doctor(capfd, "--size", "128x128")
     assert (code, problems(report), problems(report, NOTE)) == (0, [], [])
-    assert [entry["kind"] for entry in report["files"]] == ["seesr-base", "seesr-dape", "seesr-control"]
+    assert [entry["kind"] for entry in report["files"]] == ["seesr-base", "seesr-dape", "seesr-control", "seesr-segsr"]
     assert all(len(entry["sha256"]) == 64 for entry in report["files"])
     assert report["prediction"]["model"] == "the embedded small model"
     assert report["prediction"]["sizes"]["final"] == [512, 512]

@@ -61,7 +61,7 @@ class Stream:
     FEW_STEPS = 28
     """Which steps are eq. 2's, noise, exact codes and kind of degradation of the few-step tuning."""
 
-    DISTILL_FOLLOWER = 29
+    DISTILL_FOLLOWER = 33
     """Start of the adapters that follow a student's results."""
 
     NANO_AUTOENCODER_VIEW = 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +67,14 @@ def find_tables(source: str) -> list[str]:
     if source.startswith(HUB):
         return _on_hub(source)
     path = Path(source)
-    if path.suffix == ".lmdb" or (path.is_dir() and (path / "data.mdb").exists()):
+    if path.suffix == ".lmdb" or os.path.exists(path / "data.mdb"):
         raise DataError(
             f"{source} is an LMDB, whose layout differs from author to author and is not read: write its photos into a "
             "folder, or into webdataset shards (.tar) or parquet files with a column `image`."
         )
     if source.endswith(".parquet"):
         return [source]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return []
     return sorted(str(found) for suffix in ("parquet", "arrow") for found in path.rglob(f"*.{suffix}"))
 
