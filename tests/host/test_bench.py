@@ -25,10 +25,11 @@ def test_a_whole_row_of_the_host() -> None:
     assert sum(row.shares().values()) == pytest.approx(1)
 
 
-def test_what_goes_wrong_in_a_row_is_told() -> None:
-    row, why = processes.row(Case(side=100, tile=64), patience=600)
-    assert not row.done
-    assert "Error" in why
+def test_what_goes_wrong_in_a_row_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = [sys.executable, "-c", "raise MemoryError('no more')"]
+    monkeypatch.setattr(processes, "command", lambda *_: failing)
+    row, why = processes.row(Case(side=64, tile=64), patience=60)
+    assert (row.done, why) == (False, "MemoryError: no more")
 
 
 def test_a_row_of_sampling_alone_in_half_precision() -> None:
