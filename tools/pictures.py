@@ -42,7 +42,9 @@ _OWN = {
 }
 """Settings by which a workflow shows something else than the small model's own, or leaves them at their defaults."""
 NANO_NUMBERS = (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
-_HELP_PICTURES = {1: "upscale", 4: "tiles", 9: "lre", 10: "regions", 11: "tile_prompts", 12: "fidelity", 13: "segsr"}
+_HELP_PICTURES = {1: "upscale", 4: "tiles", 10: "regions", 11: "tile_prompts", 12: "fidelity", 13: "segsr"}
+"""Workflows whose picture a help page shows, too. SeeSR Latent Init's is put together of two of the command line's:
+workflow 9 runs the whole schedule, where the small model gives grain on either side."""
 UNFLATTERING = ("mild", "strong", "text")
 """Photos in `tools/photos`: mildly degraded, strongly degraded architecture, and text."""
 STAND_INS = {3: 2, 5: 2}
