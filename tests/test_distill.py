@@ -157,6 +157,7 @@ def test_teacher_student_and_follower_hold_their_weights_once(tmp_path: Path) ->
     assert {p.dtype for p in made.trained.parameters() if p.requires_grad} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly(tmp_path: Path) -> None:
     config = task(tmp_path).config
     whole = train(task(tmp_path), config.loop, tmp_path / "whole", identity=task(tmp_path).identity())

@@ -198,6 +198,7 @@ def logged(out: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipes_run_and_resume(tiny: Path, photos: Path, tmp_path: Path, name: str) -> None:
     for out, steps in (("whole", "2"), ("cut", "1"), ("cut", "2")):

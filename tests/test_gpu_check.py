@@ -49,6 +49,7 @@ def sleeping(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
     monkeypatch.setattr(subprocess, "run", start)
 
 
+@pytest.mark.slow
 def test_it_ends_in_time_and_writes_after_every_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(check, "_LEAST_S", 1.0)
     sleeping(monkeypatch, environment=0.1, parity=-0.1, nano=60, full=60)

@@ -57,7 +57,7 @@ def test_the_three_files_load_and_fit_each_other(run: Path):
     assert control.defaults["solver"] == "ddim"
 
 
-def test_the_last_part_changes_the_decoder_and_nothing_else(run: Path):
+def test_the_last_part_changes_the_decoder_and_not_the_encoder(run: Path):
     before, after = (load_base(path).vae.state_dict() for path in (run / "base.safetensors", run / "model" / BASE))
     same = {name for name in before if torch.equal(before[name].half(), after[name].half())}
     assert {name for name in before if name.startswith("encoder.")} <= same
@@ -67,7 +67,7 @@ def test_the_last_part_changes_the_decoder_and_nothing_else(run: Path):
 def test_a_build_goes_on_from_a_model(run: Path, tmp_path: Path):
     """With `--init` autoencoder, U-Net and ControlNet start where that model was, not afresh."""
     given = ["--recipe", "debug", "--photos", str(run.parent / "photos.jsonl"), "--out", str(tmp_path)]
-    assert main([*given, "--init", str(run / "model"), *_still("prior.stage2", "few-steps")]) == 0
+    assert main([*given, "--init", str(run / "model"), *_still("prior.stage2", "few-steps", "decoder")]) == 0
     old, new = (load_base(folder / "model" / BASE).unet_state for folder in (run, tmp_path))
     for name, tensor in old.items():
         torch.testing.assert_close(new[name].float(), tensor.float(), atol=1e-3, rtol=1e-3)

@@ -227,6 +227,7 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly_where_it_was_interrupted(scenes: Path, trained: Path, tmp_path: Path) -> None:
     assert command.main(arguments(scenes, tmp_path, "--loop.steps", "2")) == 0
     assert command.main(arguments(scenes, tmp_path)) == 0

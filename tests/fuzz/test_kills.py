@@ -25,6 +25,7 @@ def killed(name: str, folder: Path, kills: int) -> None:
     assert all(code in expected[number % 3] for number, code in enumerate(told["codes"])), told
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_three_times(tmp_path: Path) -> None:
     killed("train", tmp_path, 3)
 
