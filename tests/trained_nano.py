@@ -67,8 +67,8 @@ class Recorder:
             self.noise = []
             return self._keep("latent", sample(pipeline, *args))
 
-        def decoded(pipeline: Any, *args: Any) -> Tensor:
-            return self._keep("decoded", decode(pipeline, *args))
+        def decoded(pipeline: Any, *args: Any, **more: Any) -> Tensor:
+            return self._keep("decoded", decode(pipeline, *args, **more))
 
         def drawn(source: Any, like: Tensor) -> Tensor:
             self.noise.append(draw(source, like))

@@ -120,7 +120,6 @@ def small(number: int, folder: Path) -> Path:
     [
         (10, ("seesr_regions", "seesr_plain", "seesr_grounding"), (192, 128)),
         (11, ("seesr_tile_prompts", "seesr_tile_grid"), (512, 512)),
-        (12, ("seesr_fidelity_0", "seesr_fidelity_50", "seesr_fidelity_100"), (192, 128)),
     ],
 )
 def test_run_button_to_saved_pictures(
