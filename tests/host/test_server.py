@@ -65,9 +65,9 @@ def picture(server: Server, run: Run) -> np.ndarray:
 
 
 def pictures(server: Server, run: Run) -> list[np.ndarray]:
-    """The pictures of a run that must have succeeded."""
+    """The saved pictures of a run that must have succeeded; previews are not among them."""
     assert run.status == "success", f"{run.status} at {run.node}: {run.error}"
-    return [server.picture(file) for file in run.image_files()]
+    return [server.picture(file) for file in run.image_files() if file["type"] == "output"]
 
 
 @pytest.mark.parametrize("name", NODES)
