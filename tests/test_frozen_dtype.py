@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ def test_what_cannot_be_kept_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         check_frozen("bf16")
 
 
-@pytest.mark.skipif(bool(importlib.util.find_spec("bitsandbytes")), reason="bitsandbytes is here")
-def test_eight_bits_without_their_package_are_refused_in_one_sentence() -> None:
+def test_eight_bits_without_their_package_are_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with pytest.raises(SettingsError, match=r"8bit\) needs the package bitsandbytes: .* or choose bf16"):
         check_frozen("8bit")
 

@@ -16,9 +16,8 @@ from tools.gpu_check.__main__ import SECTIONS, markdown, run
 from tools.gpu_check.context import Context
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "fsdp2" else name for name in SECTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SECTIONS)
 def test_every_section_runs(name: str) -> None:
     found = SECTIONS[name](Context(small=True))
     assert json.loads(json.dumps(found)) == found

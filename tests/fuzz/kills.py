@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -43,18 +44,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 _VOLATILE = ("run.json", "log.jsonl", ".owner.json", ".lock")
 
 
-class Scenario:
+class Scenario(ABC):
     """Something that is done in a folder, again and again until it is done; `prepare` makes what it works on."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 # a scenario without inputs needs none
         """Make the inputs."""
 
+    @abstractmethod
     def act(self, out: Path) -> int:
         """Do the work into `out`; returns the exit code."""
-        raise NotImplementedError
 
     def surroundings(self) -> Any:
         """What must be there meanwhile."""
