@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,11 @@ _NODES = """() => app.graph._nodes.map(node => ({
     type: node.type, known: !!node.constructor.nodeData || LiteGraph.registered_node_types[node.type] !== undefined,
     size: [...node.size], least: [...node.computeSize()]}))"""
 _ALL_SAVED = """() => app.graph._nodes.filter(node => node.type === 'SaveImage' && node.mode === 0)
-    .every(node => node.imgs?.length)"""
+    .every(node => app.nodeOutputs[node.id]?.images?.length)"""  # node.imgs is set when the node is first drawn
+_BYPASS = "(type) => app.graph._nodes.filter(n => n.type === type).forEach(n => { n.mode = 4; })"
+_INTO_SUBGRAPH = (
+    "(types) => { app.graph.convertToSubgraph(new Set(app.graph._nodes.filter(n => types.includes(n.type)))); }"
+)
 _COMPLAINTS = """() => [...document.querySelectorAll('.p-toast-message, .p-dialog, [role=dialog], [role=alert], *')]
     .filter(each => each.matches('.p-toast-message-error, .p-toast-message-warn, .p-dialog')
         || (each.children.length < 3 && /^(\\d+ errors? found|Missing Node|Error)/i.test(each.innerText || '')
@@ -84,13 +88,26 @@ class Page:
         return found
 
     def run_to_picture(self) -> None:
-        """Press Run and wait until every Save Image node that runs shows its picture."""
+        """Press Run and wait until every Save Image node that runs, in sight or not, has its picture."""
         if self.tab.locator("[data-testid=dialog-overlay]").count():  # a slow machine shows the templates late
             self.tab.keyboard.press("Escape")
             self.tab.wait_for_timeout(500)
         self.tab.locator("[data-testid=queue-button]").click()
         self.tab.wait_for_function(_ALL_SAVED, polling=500)
         self.tab.wait_for_timeout(1500)
+
+    def prompt(self) -> dict[str, Any]:
+        """What the Run button would send, in the server's form."""
+        found: dict[str, Any] = self.tab.evaluate("async () => (await app.graphToPrompt()).output")
+        return found
+
+    def bypass(self, type_: str) -> None:
+        """Switch all nodes of this type to bypass, as Ctrl+B does."""
+        self.tab.evaluate(_BYPASS, type_)
+
+    def into_subgraph(self, types: Sequence[str]) -> None:
+        """Put all nodes of these types into one subgraph."""
+        self.tab.evaluate(_INTO_SUBGRAPH, list(types))
 
     def hide_map(self) -> None:
         """Close the small map in the corner."""

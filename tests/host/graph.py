@@ -183,10 +183,7 @@ def _source(link_id: int, nodes: dict[int, Any], links: dict[int, Any]) -> Any:
     if node["type"] == "PrimitiveNode":
         return node["widgets_values"][0]
     if node["type"] == "Reroute" or node.get("mode", 0) == BYPASSED:
-        passed = [
-            slot for slot in node.get("inputs", []) if slot["type"] in (kind, "*") and slot.get("link") is not None
-        ]
-        return _source(passed[0]["link"], nodes, links) if passed else None
+        return _source_through(node, output, kind, nodes, links)
     return None if node.get("mode", 0) == MUTED else [str(origin), output]
 
 

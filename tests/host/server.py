@@ -151,6 +151,16 @@ class Server:
         queued = self.submit(graph)
         return queued if isinstance(queued, Run) else self.wait(queued, timeout)
 
+    def refusals(self, graph: dict[str, Any]) -> str:
+        """What the host's validation says of a graph, of all of it or of the outputs that it leaves out; the others are
+        run to their end."""
+        try:
+            answer = self.post("/prompt", {"prompt": graph, "client_id": _CLIENT})
+        except urllib.error.HTTPError as refusal:
+            return _refused(json.loads(refusal.read())).error
+        self.wait(answer["prompt_id"])
+        return _refused(answer).error
+
     def wait(self, prompt_id: str, timeout: float = 300.0) -> Run:
         """The end of a queued prompt."""
         kind, data = self.wait_for(prompt_id, tuple(_ENDS), timeout)

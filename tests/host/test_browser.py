@@ -120,6 +120,7 @@ def small(number: int, folder: Path) -> Path:
     [
         (10, ("seesr_regions", "seesr_plain", "seesr_grounding"), (192, 128)),
         (11, ("seesr_tile_prompts", "seesr_tile_grid"), (512, 512)),
+        (12, ("seesr_fidelity_0", "seesr_fidelity_50", "seesr_fidelity_100"), (192, 128)),
     ],
 )
 def test_run_button_to_saved_pictures(
@@ -137,6 +138,97 @@ def test_run_button_to_saved_pictures(
         assert picture.size == size
         assert np.asarray(picture).std() > 10
     assert not page.complaints()
+
+
+SHOWN = {2: "seesr", 10: "seesr_regions", 11: "seesr_tile_prompts", 12: "seesr_fidelity_100", 13: "seesr_segsr"}
+
+
+def picture_of(server: Server, graph: dict[str, Any], prefix: str) -> np.ndarray:
+    """The picture that a graph in the server's form saves under a prefix."""
+    run = server.run(graph)
+    assert run.status == "success", run.error
+    (name,) = (
+        name for name in graphs.nodes_of(graph, "SaveImage") if graph[name]["inputs"]["filename_prefix"] == prefix
+    )
+    return server.picture(run.image_files(name)[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "kinds"),
+    [(10, ("SeeSRRegionPrompt", "SeeSRSpatialGuidance")), (11, ("SeeSRTilePrompts",)), (12, ("SeeSRFidelity",))],
+)
+def test_inside_a_subgraph_nothing_changes(
+    number: int, kinds: tuple[str, ...], page: Page, server: Server, tmp_path: Path
+) -> None:
+    """The frontend sends a subgraph's nodes one by one, under names with a colon; the picture is the flat graph's."""
+    page.drop(small(number, tmp_path))
+    flat = page.prompt()
+    page.into_subgraph(kinds)
+    inside = page.prompt()
+    moved = [name for kind in kinds for name in graphs.nodes_of(inside, kind)]
+    assert len(moved) == sum(len(graphs.nodes_of(flat, kind)) for kind in kinds)
+    assert all(":" in name for name in moved), "they are not in a subgraph"
+    expected = picture_of(server, flat, SHOWN[number])
+    server.forget()
+    assert np.array_equal(picture_of(server, inside, SHOWN[number]), expected)
+
+
+def without_titles(graph: dict[str, Any]) -> dict[str, Any]:
+    """What a graph in the server's form computes."""
+    return {name: (node["class_type"], node["inputs"]) for name, node in graph.items()}
+
+
+def as_the_tests_bypass(saved: dict[str, Any], kind: str, info: dict[str, Any]) -> dict[str, Any]:
+    """The graph in the server's form by the tests' own way from a saved workflow, all nodes of a kind bypassed."""
+    for node in saved["nodes"]:
+        if node["type"] == kind:
+            node["mode"] = graphs.BYPASSED
+    return graphs.to_api(saved, info, check=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "neutral"),
+    [
+        (2, "SeeSRApply", {"strength": 0.0, "rca_strength": 0.0}),
+        (10, "SeeSRSpatialGuidance", {"outside": 1.0}),
+        (12, "SeeSRFidelity", {"fidelity": 0.0}),
+    ],
+)
+def test_bypassed_they_leave_the_model_alone(
+    number: int, kind: str, neutral: dict[str, float], page: Page, server: Server, object_info: Any, tmp_path: Path
+) -> None:
+    """MODEL and prompts pass through; the picture is that of the node at its neutral values."""
+    dropped = small(number, tmp_path)
+    page.drop(dropped)
+    graph = page.prompt()
+    changed = picture_of(server, graph, SHOWN[number])
+    for inputs in nano.nodes_of(graph, kind):
+        inputs.update(neutral)
+    page.bypass(kind)
+    bypassed = page.prompt()
+    assert not graphs.nodes_of(bypassed, kind)
+    assert without_titles(bypassed) == without_titles(as_the_tests_bypass(graphs.load(dropped), kind, object_info))
+    found = picture_of(server, bypassed, SHOWN[number])
+    assert np.array_equal(found, picture_of(server, graph, SHOWN[number]))
+    assert not np.array_equal(found, changed)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "missing"),
+    [
+        (10, "SeeSRRegionPrompt", "positive"),
+        (11, "SeeSRTilePrompts", "positive"),
+        (2, "SeeSRSoftPrompt", "soft_prompt"),
+        (2, "SeeSRLatentInit", "noise"),
+    ],
+)
+def test_bypassed_without_a_stand_in_they_are_missed_in_words(
+    number: int, kind: str, missing: str, page: Page, server: Server, tmp_path: Path
+) -> None:
+    """No input of theirs can stand for what they give: the host says what is missing and runs what does without."""
+    page.drop(small(number, tmp_path))
+    page.bypass(kind)
+    assert f"Required input is missing: {missing}" in server.refusals(page.prompt())
 
 
 @pytest.mark.parametrize("name", ["SeeSRUpscale", "SeeSRApply"])
