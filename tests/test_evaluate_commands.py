@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 
@@ -32,11 +33,17 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("trainer.make_testset", "--expect"),
     ],
 )
-def test_every_name_leads_to_its_command(module: str, flag: str) -> None:
+def test_every_name_leads_to_its_command(
+    module: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--sr", "x", "--help"] if module == "trainer.evaluate" else ["--help"]
-    done = subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert flag in done.stdout
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # else runpy warns that it is there already
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    shown = capsys.readouterr()
+    assert (stop.value.code, shown.err) == (0, "")
+    assert flag in shown.out
 
 
 def test_a_reader_that_leaves_early_ends_it_silently() -> None:

@@ -15,8 +15,11 @@ from seesr_core.errors import WeightsError
 from trainer.data.crops import Crops
 from trainer.data.photos import read_photos
 from trainer.data.teacher import Teacher
+from trainer.deep_features import EfficientNetLite0
 from trainer.degradation import DegradationConfig, GeneratorDraws, SharpenConfig, degrade
-from trainer.distill.few_steps import FewStepConfig, FewStepTask, mild
+from trainer.distill.critic import Critic
+from trainer.distill.few_steps import FewStepConfig, FewStepTask, mild, without_critic
+from trainer.distill.losses import hinge_loss
 from trainer.engine.loop import train
 from trainer.engine.loop_config import LoopConfig
 from trainer.stage2.batches import tag_prompts
@@ -120,3 +123,82 @@ def test_a_teacher_s_border_is_cut_again() -> None:
 def test_a_teacher_of_another_scale_is_refused() -> None:
     with pytest.raises(WeightsError, match=r"enlarge colour pictures 4 times, but nearest is made for SR ×2"):
         Teacher(Nearest(2), scale=4, device=torch.device("cpu"))
+
+
+def judged(folder: Path, **changes: Any) -> FewStepTask:
+    return task(folder, learns="all", critic_weight=0.5, critic_warmup=0, exact_share=0.0, **changes)
+
+
+def gradients(made: FewStepTask, *terms: str) -> dict[str, Tensor]:
+    """What the named terms pull each trained part by: all its gradients in a row."""
+    shown = made.shown.get(0, made._show)
+    found = made.terms(shown, made.restored(shown, 0), made.config.loop.parts)
+    loss = torch.stack([found[name] for name in terms]).sum()
+    parameters = {part: [*module.parameters()] for part, module in made.trained.named_children()}
+    return {
+        part: torch.cat(
+            [
+                torch.zeros_like(p).flatten() if g is None else g.flatten()
+                for p, g in zip(own, torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True), strict=True)
+                if p.requires_grad
+            ]
+        )
+        for part, own in parameters.items()
+    }
+
+
+def test_the_critic_learns_by_its_own_loss_and_the_networks_by_fooling_it(tmp_path: Path) -> None:
+    made = judged(tmp_path)
+    own, fooling = gradients(made, "critic"), gradients(made, "fooled")
+    assert {part for part, pull in own.items() if pull.abs().sum() > 0} == {"critic"}
+    assert {part for part, pull in fooling.items() if pull.abs().sum() > 0} == {"unet", "controlnet", "decoder"}
+
+
+def test_the_critic_pulls_at_the_picture_by_its_share_of_what_else_does(tmp_path: Path) -> None:
+    made = judged(tmp_path)
+    picture, hr, condition = (torch.rand(2, 3, 32, 32) * 2 - 1 for _ in range(3))
+    picture.requires_grad_()
+    terms = {"picture": made.picture_loss(picture, hr)}
+    assert made.critic is not None
+    (others,) = torch.autograd.grad(terms["picture"], picture, retain_graph=True)
+    found = made._judged(made.critic, picture, hr, condition, terms, 1)
+    (pull,) = torch.autograd.grad(found["fooled"], picture)
+    assert float(pull.norm()) == pytest.approx(0.5 * float(others.norm()), rel=1e-4)
+    assert found["fooled"].item() == pytest.approx(
+        -sum(float(heads.mean()) for heads in made.critic(picture.detach(), condition)), rel=1e-3, abs=1e-3
+    )
+
+
+def test_the_critic_learns_alone_at_first(tmp_path: Path) -> None:
+    made = judged(tmp_path)
+    made.config.critic_warmup = 4
+    assert [made._critic_share(step) for step in (0, 4, 5, 6, 8, 99)] == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+
+
+def test_a_critic_on_features_and_pixels_judges_what_it_was_taught_to() -> None:
+    """Noise beside the smooth picture of it: a few steps of its own loss are enough to tell them apart."""
+    torch.manual_seed(0)
+    critic, features = Critic(with_features=True), EfficientNetLite0().requires_grad_(False)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=3e-3, betas=(0.5, 0.95))
+    photo = torch.rand(2, 3, 32, 32) * 2 - 1
+    smooth = F.avg_pool2d(F.pad(photo, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    seen, sharp = (features.features(image.add(1).div(2)) for image in (smooth, photo))
+
+    def judge() -> tuple[list[Tensor], list[Tensor]]:
+        return critic(photo, smooth, sharp, seen), critic(smooth, smooth, seen, seen)
+
+    for _ in range(30):
+        optimizer.zero_grad()
+        hinge_loss(*judge()).backward()
+        optimizer.step()
+    photos, results = judge()
+    assert len(photos) == 4
+    assert all(p.mean() > r.mean() for p, r in zip(photos, results, strict=True))
+
+
+def test_the_model_keeps_nothing_of_the_critic(tmp_path: Path) -> None:
+    made = judged(tmp_path)
+    weights = train(made, made.config.loop, tmp_path / "run", identity=made.identity())
+    assert any(name.startswith("critic.") for name in weights)
+    assert not any(name.startswith("critic.") for name in without_critic(weights))
+    assert set(without_critic(weights)) < set(weights)

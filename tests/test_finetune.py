@@ -230,6 +230,7 @@ def test_an_export_has_the_sampling_settings_of_its_start_with_those_that_are_gi
     assert load_models(tiny, given=GivenFiles(control=tmp_path / "run")).defaults == expected
 
 
+@pytest.mark.slow
 def test_the_debug_recipe_takes_the_embedded_files_and_its_run_upscales(photos: Path, tmp_path: Path) -> None:
     folder, small, large = tmp_path / "run", tmp_path / "small.png", tmp_path / "large.png"
     given = ["--recipe", "debug", "--data", str(photos.parent), "--out", str(folder), "--loop.steps", "1"]

@@ -69,6 +69,7 @@ def test_crops_and_their_manifest(photos: Path, made: Path) -> None:
     assert corners[2][0] == 0
 
 
+@pytest.mark.slow
 def test_two_people_get_the_same_whatever_else_they_make(photos: Path, made: Path, tmp_path: Path) -> None:
     again = make(photos, tmp_path / "again")
     assert json.loads(json.dumps(again)) == manifest_of(made)

@@ -24,12 +24,12 @@ ERROR = 0.05
 in the others."""
 
 
-MID = pytest.param("mid", marks=pytest.mark.slow)
+NANO, MID = (pytest.param(size, marks=pytest.mark.slow) for size in ("nano", "mid"))
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("size", ["small", "nano", MID])
+@pytest.mark.parametrize("size", ["small", NANO, MID])
 def test_a_pass_takes_what_was_planned(
     size: str, half: bool, recomputed: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -41,7 +41,7 @@ def test_a_pass_takes_what_was_planned(
     assert planned == pytest.approx(allocated(loss), rel=ERROR)
 
 
-@pytest.mark.parametrize("size", ["small", "nano", MID])
+@pytest.mark.parametrize("size", ["small", NANO, MID])
 def test_frozen_weights_in_half_precision_spare_what_was_planned(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "small", SMALL)
     planned, loss = plan(size, half=True, frozen_dtype="bf16")

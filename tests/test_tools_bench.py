@@ -53,10 +53,10 @@ def test_a_row_that_does_not_end_keeps_what_is_known(monkeypatch: pytest.MonkeyP
     known = {"device": "cpu", "phases": {"encode": {"seconds": 2.0, "busy": 1.5, "held_mib": 10.0, "peak_mib": 800.0}}}
     told = f"import sys, time; print({json.dumps(known)!r}, flush=True); time.sleep(60)"
     monkeypatch.setattr(processes, "command", lambda *_: [sys.executable, "-c", told])
-    found, why = processes.row(SMALL, patience=5)
-    assert (why, found.done, found.phases["encode"].busy) == ("not in 5 s", False, 1.5)
+    found, why = processes.row(SMALL, patience=2)
+    assert (why, found.done, found.phases["encode"].busy) == ("not in 2 s", False, 1.5)
     text = report.line(report.Entry(case=SMALL, row=found, why=why))
-    assert text == "| core | small | fp32 | tiled | 128 | not in 5 s |  | not in 5 s |  |  | encode 100% |"
+    assert text == "| core | small | fp32 | tiled | 128 | not in 2 s |  | not in 2 s |  |  | encode 100% |"
 
 
 def test_a_row_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,10 +41,12 @@ def test_stage_2_has_the_same_losses_in_1_2_and_4_processes(tmp_path: Path) -> N
     assert_same_losses("equal", tmp_path, steps=2, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_dropout_and_averages_are_the_same_in_1_2_and_4_processes(tmp_path: Path) -> None:
     assert_same_losses("toy", tmp_path, steps=6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_when_a_process_dies_the_others_stop_and_name_it(tmp_path: Path) -> None:
     ranks.run("lost", tmp_path, timeout=900)
     told = (tmp_path / "told.txt").read_text("utf-8")
@@ -59,10 +61,12 @@ def test_a_run_killed_at_ten_random_moments_ends_like_one_left_alone(tmp_path: P
     assert len(losses(tmp_path / "whole")) == ranks.TOY.steps
 
 
+@pytest.mark.slow
 def test_a_sharded_state_is_saved_whole_and_read_back_into_its_shards(tmp_path: Path) -> None:
     ranks.run("sharded", tmp_path)
 
 
+@pytest.mark.slow
 def test_sharded_by_fsdp2_the_losses_are_the_same_and_a_run_goes_on(tmp_path: Path) -> None:
     ranks.run("fsdp2", tmp_path)
     alone = losses(tmp_path / "whole")

@@ -156,7 +156,8 @@ QUIET = {
 }
 
 
-@pytest.mark.parametrize("way", ["library", pytest.param("command", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["library", "command"])
 def test_libraries_do_not_warn_on_a_normal_run(way: str, source: Path, tmp_path: Path) -> None:
     """The embedded model in half precision, of whose change diffusers would warn."""
     files = [str(source), str(tmp_path / "out.png"), "--dtype", "bf16", "--device", "cpu"]

@@ -23,7 +23,7 @@ from seesr_core.method.text import compose_prompt
 from seesr_core.settings import UpscaleSettings
 from seesr_core.tiling.grid import PIXELS_PER_CELL
 
-from ..data.order import Stream, by_image, seeded
+from ..data.order import Stream, by_image, scoped_seed, seeded
 from ..data.pairs import make_pairs
 from ..data.pool import Pool
 from ..deep_features import EfficientNetLite0
@@ -33,11 +33,15 @@ from ..engine.samples import save_grid
 from ..stage2.networks import Networks
 from ..stage2.recipes import Stage2Config
 from ..stage2.task import Judge, Stage2Task
-from .losses import deep_loss, latent_loss, picture_loss
+from .critic import Critic
+from .losses import deep_loss, fooling_loss, hinge_loss, latent_loss, picture_loss, with_gradient
 
 Upscaler = Callable[[Tensor], Tensor]
 """LR (B, 3, h, w) -> SR (B, 3, H, W), both in [0, 1]."""
 Learns = Literal["denoiser", "decoder", "all"]
+CRITIC = "critic"
+"""Under which name the critic stands among what is trained; it does not belong to the model."""
+_SMALLEST_PULL = 1e-12
 
 
 def mild() -> DegradationConfig:
@@ -93,6 +97,11 @@ class FewStepConfig(Stage2Config):
     """Weight of the differences of neighbouring pixels."""
     deep_weight: float = 0.3
     """Weight of the distance of deep features; 0 needs no network for them."""
+    critic_weight: float = 0.0
+    """How hard a critic pulls at the decoded picture, as a share of what all other losses pull there (the adaptive
+    weight of VQGAN, Esser et al., CVPR 2021); 0 leaves it out. It makes texture, and costs fidelity."""
+    critic_warmup: int = 100
+    """Steps that the critic learns alone, and then again as many in which its pull grows to the whole."""
 
 
 @dataclass(slots=True)
@@ -146,13 +155,14 @@ class FewStepTask(Stage2Task):
         self.shown = Pool(config.pool * config.loop.parts, key, pool_folder, kind=self.shown_type)
         self.denoiser_learns, self.decoder_learns = config.learns != "decoder", config.learns != "denoiser"
         self.trained = self._choose()
+        self.critic = self._own_critic()
         self.trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # stubs know tensors only
 
     def _key(self) -> str:
         """Everything that a prepared batch depends on."""
         return self.batches.key() + f" {self.config.mild} {self.config.mild_share} {self.teacher is not None}"
 
-    def _choose(self) -> nn.Module:
+    def _choose(self) -> nn.ModuleDict:
         """Let what learns require gradients, and nothing else; returns it."""
         config, networks, decoder = self.config, self.networks, self.networks.vae.decoder
         parts = {"unet": networks.unet, "controlnet": networks.controlnet, "decoder": decoder}
@@ -160,6 +170,15 @@ class FewStepTask(Stage2Task):
         for name, module in parts.items():
             module.requires_grad_(name in learning)
         return nn.ModuleDict({name: parts[name] for name in learning})
+
+    def _own_critic(self) -> Critic | None:
+        """The critic among what is trained, if there is one."""
+        if not self.config.critic_weight:
+            return None
+        with scoped_seed(self.config.loop.seed, Stream.FEW_STEPS, 6):
+            critic = Critic(with_features=self.features is not None).to(self.device)
+        self.trained.add_module(CRITIC, critic)
+        return critic
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when the part is resumed."""
@@ -184,14 +203,43 @@ class FewStepTask(Stage2Task):
         if self.decoder_learns:
             exact = self._exact(step)
             z, taught = torch.where(exact, codes, z), torch.where(exact, hr, taught)
-        z_seen, hr, taught = self._window(step, z, hr, taught)
+        condition = signed(shown.condition.to(self.device))
+        z_seen, hr, taught, condition = self._window(step, z, hr, taught, condition)
         picture = self.networks.vae.decode(z_seen / self.networks.vae.config.scaling_factor, return_dict=False)[0]
         terms = {"picture": self._to_both(self.picture_loss, picture.float(), hr, taught)}
         if self.denoiser_learns and config.latent_weight:
             terms["latent"] = config.latent_weight * latent_loss(z, codes)
         if self.features is not None and config.deep_weight:
             terms["deep"] = config.deep_weight * self._to_both(self.deep_loss, picture.float(), hr, taught)
+        if self.critic is not None:
+            terms |= self._judged(self.critic, picture.float(), hr, condition, terms, step)
         return terms
+
+    def _judged(
+        self, critic: Critic, picture: Tensor, hr: Tensor, condition: Tensor, terms: Mapping[str, Tensor], step: int
+    ) -> dict[str, Tensor]:
+        """What the critic learns by, and its pull at the picture."""
+        result = picture.detach().requires_grad_()
+        seen, photo, made = (self._features(image) for image in (condition, hr, result))
+        apart = [features.detach() for features in made]
+        fooled = fooling_loss(critic(result, condition, made, seen))
+        judged = hinge_loss(critic(hr, condition, photo, seen), critic(result.detach(), condition, apart, seen))
+        others = terms["picture"] + terms["deep"] if "deep" in terms else terms["picture"]
+        (pull,), (theirs,) = (
+            torch.autograd.grad(loss, by, retain_graph=True) for loss, by in ((fooled, result), (others, picture))
+        )
+        share = self.config.critic_weight * self._critic_share(step)
+        wanted = share * theirs.norm() / pull.norm().clamp_min(_SMALLEST_PULL) * pull
+        return {"critic": judged, "fooled": with_gradient(fooled, picture, wanted)}
+
+    def _critic_share(self, step: int) -> float:
+        """How much of its weight the critic has at a step, 0 to 1."""
+        warmup = self.config.critic_warmup
+        return min(1.0, max(0.0, (step / self.config.loop.parts - warmup) / max(warmup, 1)))
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """Deep features of pictures in [−1, 1]; none without a network for them."""
+        return self.features.features(image.add(1).div(2)) if self.features is not None else []
 
     def _to_both(self, loss: Callable[..., Tensor], result: Tensor, hr: Tensor, taught: Tensor) -> Tensor:
         """The loss against the photo and against the teacher, by their weights."""
@@ -210,10 +258,9 @@ class FewStepTask(Stage2Task):
 
     def deep_loss(self, result: Tensor, target: Tensor) -> Tensor:
         """Distance of deep features."""
-        assert self.features is not None
         with torch.no_grad():
-            wanted = self.features.features(target.add(1).div(2))
-        return deep_loss(self.features.features(result.add(1).div(2)), wanted)
+            wanted = self._features(target)
+        return deep_loss(self._features(result), wanted)
 
     def _noise_loss(self, shown: Shown, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Eq. 2 with the photo's own latents."""
@@ -323,3 +370,8 @@ def _crop(image: Tensor, place: Sequence[int], side: int, scale: int) -> Tensor:
 def to_8_bits(image: Tensor) -> Tensor:
     """Pictures in [0, 1] as 8 bits on the CPU."""
     return image.mul(255).round().to(torch.uint8).cpu()
+
+
+def without_critic(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained tensors that belong to the model."""
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(f"{CRITIC}.")}

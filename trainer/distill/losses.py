@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from seesr_core.method.schedule import x0_from_eps
@@ -75,3 +76,21 @@ def distribution_matching_loss(
     scale = (z - real).abs().mean((1, 2, 3), keepdim=True).clamp(min=_FLOOR)
     gradient = ((fake - real) / scale).nan_to_num()
     return (student.float() * gradient).mean()
+
+
+def hinge_loss(photos: Sequence[Tensor], results: Sequence[Tensor]) -> Tensor:
+    """What a critic minimises: mean of max(0, 1 − D(photo)) + max(0, 1 + D(result)), averaged over its heads (Lim and
+    Ye 2017, arXiv:1705.02894)."""
+    heads = [(1 - p).relu().mean() + (1 + r).relu().mean() for p, r in zip(photos, results, strict=True)]
+    return torch.stack(heads).mean()
+
+
+def fooling_loss(results: Sequence[Tensor]) -> Tensor:
+    """What a critic's opponent minimises: −D(result), averaged over its heads."""
+    return -torch.stack([judged.mean() for judged in results]).mean()
+
+
+def with_gradient(value: Tensor, by: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar that is `value`, and whose gradient by the tensor `by` is `gradient`."""
+    carrier = (by * gradient.detach()).sum()
+    return value.detach() + carrier - carrier.detach()

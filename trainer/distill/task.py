@@ -81,7 +81,7 @@ class DistillTask(FewStepTask):
             student.vae.enable_gradient_checkpointing()
         super().__init__(config, student, *data, defaults=config.student(), **more)
 
-    def _choose(self) -> nn.Module:
+    def _choose(self) -> nn.ModuleDict:
         """Only adapters learn; `adapted` has seen to it."""
         parts = {"controlnet": self.networks.controlnet, "unet": self.networks.unet}
         if self.follower:

@@ -28,7 +28,7 @@ from ..data.crops import Crops
 from ..data.photos import MOST_LIST, read_photos
 from ..data.teacher import Teacher
 from ..deep_features import load_efficientnet
-from ..distill.few_steps import FewStepConfig, FewStepTask
+from ..distill.few_steps import FewStepConfig, FewStepTask, without_critic
 from ..engine.loop import train
 from ..stage1.command import train_dape
 from ..stage2.batches import tag_prompts
@@ -266,7 +266,8 @@ class Builder:
             features=load_efficientnet() if config.deep_weight else None,
             pool_folder=self.out / "shown",
         )
-        return train(task, config.loop, self.out / f"tuned-{config.learns}", identity=task.identity())
+        weights = train(task, config.loop, self.out / f"tuned-{config.learns}", identity=task.identity())
+        return without_critic(weights)
 
     def _networks(self, config: Stage2Config) -> Networks:
         """The run's networks with whatever parts are there."""
