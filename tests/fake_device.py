@@ -1,29 +1,36 @@
 """A device that is not there: tensors with shapes, dtypes and a place on "cuda:0", "mps:0" or "xpu:0", but no contents.
 
-torch's FakeTensorMode refuses operations whose tensors lie on several devices, as a real device would. What of torch
-asks for the device's own library is replaced here by operations that do not: indexing, `contiguous` and attention.
+torch's FakeTensorMode refuses operations whose tensors lie on several devices, and reading a value, which on a real
+device waits for it. Tensors on the CPU have contents as ever, so that what is drawn there can be decided by. What of
+torch asks for the device's own library is replaced here by what does not: indexing, `contiguous`, attention, and what
+autograd asks of a device.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from seesr_core.method.schedule import acp_at
-
 ATEN = torch.ops.aten
+META = torch.device("meta")
 MISSING_DTYPES = (torch.float64, torch.complex32, torch.complex64, torch.complex128)
 """Not every accelerator has them; MPS has none of them."""
+_DEVICE = Tensor.device.__get__  # type: ignore[attr-defined] # a descriptor
 
 
 class FakeDevice:
@@ -58,9 +65,33 @@ class FakeDevice:
     @contextmanager
     def watched(self) -> Iterator[Watch]:
         """Inside, tensors have no contents; the value tells what was done on the device and between it and the host."""
-        acp_at(0)  # the table of the schedule needs contents, once
-        with _Replaced(), self.mode, Watch() as watch:
+        watch = Watch()
+        with ExitStack() as stack:
+            stack.enter_context(_guarded(self.device.type))
+            stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
+            stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
+            no_float64 = SimpleNamespace(has_fp64=False)
+            stack.enter_context(mock.patch("torch.xpu.get_device_properties", return_value=no_float64))
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # no thread waits for such a device
+            for mode in (_Replaced(watch), self.mode, watch):
+                stack.enter_context(mode)
             yield watch
+
+
+@contextmanager
+def _guarded(kind: str) -> Iterator[None]:
+    """Autograd asks the device's library for streams; inside, that of "meta" answers, which has none."""
+    number, other = (getattr(torch._C._autograd.DeviceType, name) for name in (kind.upper(), "Meta"))
+    try:
+        library = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libc10.*"))))
+        registry = (ctypes.c_void_p * 16).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    except (OSError, ValueError, StopIteration) as error:
+        pytest.skip(f"this build of torch does not show where it keeps what it knows of devices: {error}")
+    before, registry[int(number)] = registry[int(number)], registry[int(other)]
+    try:
+        yield
+    finally:
+        registry[int(number)] = before
 
 
 class Watch(TorchDispatchMode):
@@ -68,6 +99,8 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.learning = False
+        """Within a backward pass."""
         self.calls = 0
         """Operations on the device."""
         self.missing: Counter[str] = Counter()
@@ -78,6 +111,13 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.ops.prim.device.default and self.learning:
+            return (
+                META  # torch's engine asks, and would look for the device's streams; Python's questions come not here
+            )
+        if _on_host((args, kwargs), kwargs or {}):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         given, made = _tensors((args, kwargs)), _tensors(result)
         on_device = [tensor for tensor in (*given, *made) if tensor.device.type != "cpu"]
@@ -88,6 +128,14 @@ class Watch(TorchDispatchMode):
         return result
 
 
+def _on_host(values: Any, kwargs: Any) -> bool:
+    """Whether an operation has to do with the CPU only."""
+    device = kwargs.get("device")
+    return not any(isinstance(tensor, FakeTensor) for tensor in _tensors(values)) and (
+        device is None or torch.device(device).type == "cpu"
+    )
+
+
 def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
@@ -95,10 +143,20 @@ def _tensors(values: Any) -> list[Tensor]:
 class _Replaced(TorchFunctionMode):
     """torch's functions that would ask for the device's own library, by others that give the same shapes."""
 
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not any(isinstance(tensor, FakeTensor) for tensor in _tensors((args, kwargs))):
+            return func(*args, **kwargs)
+        if func == _DEVICE:
+            return args[0].fake_device
+        if func is Tensor.backward:
+            return self._backward(*args, **kwargs)
         if func is Tensor.__getitem__:
             return _item(*args)
         if func is Tensor.__setitem__:
@@ -109,6 +167,13 @@ class _Replaced(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self._watch.learning = True
+        try:
+            Tensor.backward(loss, *args, **kwargs)
+        finally:
+            self._watch.learning = False
 
 
 def _item(x: Tensor, index: Any) -> Tensor:

@@ -29,6 +29,7 @@ from ..data.pool import Pool
 from ..deep_features import EfficientNetLite0
 from ..degradation import BlurConfig, DegradationConfig, FinalSincConfig, SharpenConfig, StageConfig
 from ..degradation.ops import quantize, resize
+from ..engine.journal import Figures
 from ..engine.samples import save_grid
 from ..stage2.networks import Networks
 from ..stage2.recipes import Stage2Config
@@ -184,7 +185,7 @@ class FewStepTask(Stage2Task):
         """What must stay the same when the part is resumed."""
         return {**super().identity(), "timesteps run": self.settings.denoised_timesteps(), "taught": self.has_teacher}
 
-    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, step: int) -> tuple[Tensor, Figures]:
         """The losses of a part of a batch."""
         shown = self.shown.get(step, self._show)
         by_noise = float(torch.rand((), generator=seeded(self.config.loop.seed, Stream.FEW_STEPS, step)))
@@ -193,7 +194,7 @@ class FewStepTask(Stage2Task):
         with torch.set_grad_enabled(self.denoiser_learns):
             z = self.restored(shown, step)
         terms = self.terms(shown, z, step)
-        return torch.stack(list(terms.values())).sum(), {name: value.item() for name, value in terms.items()}
+        return torch.stack(list(terms.values())).sum(), {name: value.detach() for name, value in terms.items()}
 
     def terms(self, shown: Shown, z: Tensor, step: int) -> dict[str, Tensor]:
         """The weighted losses of restored latents z (B, C, H/8, W/8), by name."""
@@ -262,7 +263,7 @@ class FewStepTask(Stage2Task):
             wanted = self._features(target)
         return deep_loss(self._features(result), wanted)
 
-    def _noise_loss(self, shown: Shown, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def _noise_loss(self, shown: Shown, step: int) -> tuple[Tensor, Figures]:
         """Eq. 2 with the photo's own latents."""
         images = self.config.loop.images(step)
         draws = by_image(self.config.loop.seed, Stream.DENOISING, images=images)
@@ -272,7 +273,7 @@ class FewStepTask(Stage2Task):
         acp = alphas_cumprod().to(self.device)[t].view(-1, 1, 1, 1)
         eps = self.predicted(shown, q_sample(z, noise, acp), t, self.text(shown))
         loss = noise_loss(eps, noise)
-        return loss, {"noise": loss.item()}
+        return loss, {"noise": loss.detach()}
 
     def restored(self, shown: Shown, step: int) -> Tensor:
         """Scaled latents that the shipped steps give, differentiable (B, C, H/8, W/8)."""

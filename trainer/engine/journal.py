@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from seesr_core import __version__
 from seesr_core.errors import ResourceError
@@ -32,14 +33,15 @@ _PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "safete
 class Total(NamedTuple):
     """A figure that is a sum over some of a part's images; its mean is taken over those of all parts and processes."""
 
-    total: float
+    total: float | Tensor
     """Sum over the images."""
-    images: int
+    images: int | Tensor
     """How many they are."""
 
 
-Figures: TypeAlias = Mapping[str, "float | Total"]
-"""Figures of a part of a batch, by name."""
+Figures: TypeAlias = Mapping[str, "float | Tensor | Total"]
+"""Figures of a part of a batch, by name. Tensors of one value are read when the part is through: it waits for the
+device."""
 
 
 class RunningMeans:
@@ -54,9 +56,10 @@ class RunningMeans:
         for name, value in figures.items():
             self._add(name, *(value if isinstance(value, Total) else (value, 1)))
 
-    def _add(self, name: str, value: float, count: int) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + value
-        self.counts[name] = self.counts.get(name, 0) + count
+    def _add(self, name: str, value: float | Tensor, count: int | Tensor) -> None:
+        if count := int(count):
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + count
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What the constructor takes."""

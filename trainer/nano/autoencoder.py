@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..data.crops import Crops
 from ..data.order import Stream, seeded
+from ..engine.journal import Figures
 from ..engine.loop_config import LoopConfig
 from ..engine.samples import save_grid
 from . import dct
@@ -124,7 +125,7 @@ class AutoencoderTask:
         """How many parts of the decoder take part in a step."""
         return 1 + sum(step >= joined for joined in self.config.grow)
 
-    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, step: int) -> tuple[Tensor, Figures]:
         """The mean loss of a part of a batch, each part of the decoder by its own picture."""
         images = self.config.loop.images(step)
         crops, _ = self.crops.batch(step, len(images))
@@ -135,7 +136,7 @@ class AutoencoderTask:
         for picture in earlier:
             loss = loss + self.config.head_weight * self.reconstruction(picture.float(), x)
         mse = (last.detach().float() - x).div(2).square().mean()
-        return loss, {"psnr": float(-10 * mse.log10()), "level": float(self.level(step))}
+        return loss, {"psnr": -10 * mse.log10(), "level": float(self.level(step))}
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

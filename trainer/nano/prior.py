@@ -10,7 +10,6 @@ it a prior of its own. Stage 2 proper then freezes it and goes on from that Cont
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from seesr_core.method.denoiser import predict_noise
 from seesr_core.method.losses import noise_loss
 
 from ..data.order import Stream, seeded
+from ..engine.journal import Figures
 from ..stage2.networks import Networks, build_networks
 from ..stage2.recipes import Stage2Config
 from ..stage2.task import Stage2Task
@@ -152,7 +152,7 @@ class PriorTask(Stage2Task):
         own = {name: getattr(self.prior, name) for name in ("alone", "without_soft_prompt", "human_words")}
         return {**super().identity(), **own}
 
-    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, step: int) -> tuple[Tensor, Figures]:
         """Eq. 2, with or without the soft prompt, or the plain denoising loss on text alone."""
         batch = self.batch(step)
         text = self.networks.encode_text(batch.prompts)
@@ -163,4 +163,4 @@ class PriorTask(Stage2Task):
         if without < self.prior.without_soft_prompt:
             batch.soft_prompt = None
         loss = noise_loss(self.predict(batch, text), batch.noise)
-        return loss, {"loss_joint": loss.item()}
+        return loss, {"loss_joint": loss.detach()}

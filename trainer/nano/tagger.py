@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from seesr_core.errors import SettingsError
 
 from ..data.order import Stream, by_image, epoch_order, seeded
 from ..data.photos import Photo, load_rgb
+from ..engine.journal import Figures
 from ..engine.loop_config import LoopConfig
 
 
@@ -139,7 +140,7 @@ class TaggerTask:
         nn.init.zeros_(classifier.bias)
         self.trained = nn.ModuleDict({"tagger": self.tagger, "classifier": classifier}).to(self.device).train()
 
-    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, step: int) -> tuple[Tensor, Figures]:
         """Asymmetric loss of one augmented batch, of the head and of the linear classifier."""
         numbers = self.config.loop.images(step)
         indices = [epoch_order(number, len(self.images), self.config.loop.seed) for number in numbers]
@@ -150,7 +151,7 @@ class TaggerTask:
         target, focus = self.targets[indices].to(self.device), self.config.focus
         head = asymmetric_loss(logits.float(), target, focus)
         linear = asymmetric_loss(self.trained["classifier"](mean).float(), target, focus)
-        return head + linear, {"head": head.item(), "linear": linear.item()}
+        return head + linear, {"head": head.detach(), "linear": linear.detach()}
 
     def _crop(self, index: int, generator: torch.Generator) -> Tensor:
         """Random resized crop, flip, order of channels and jitter of colours; normalised (3, size, size)."""

@@ -109,14 +109,14 @@ class SegSRTask(Stage2Task):
         features = self.features(batch)
         if self.config.mode == "segmenter":
             label_loss = self.label_loss(self.answer(features), batch)
-            return label_loss, {"label_loss": label_loss.item()}
+            return label_loss, {"label_loss": label_loss.detach()}
         state = self.reach(batch, text, features)
         eps, s0 = self.both(state, batch, text, features)
         acp = self._acp(state.at)
         noise = (state.z - acp**0.5 * batch.latents) / (1.0 - acp) ** 0.5
         picture_loss, label_loss = noise_loss(eps, noise), self.label_loss(s0, batch)
         total = picture_loss + self.config.label_weight * label_loss
-        return total, {"picture_loss": picture_loss.item(), "label_loss": label_loss.item()}
+        return total, {"picture_loss": picture_loss.detach(), "label_loss": label_loss.detach()}
 
     def features(self, batch: LabelledBatch) -> Tensor:
         """F_lq."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from ..data.pairs import check_groups, check_returns, given_pairs, make_crops, m
 from ..data.photos import Photo
 from ..data.pool import Pool, PreparedPair
 from ..engine.identity import flat
+from ..engine.journal import Figures
 from ..engine.processes import refuse_sharded_adapters
 from .networks import add_lora
 from .recipes import Stage1Config
@@ -83,11 +84,11 @@ class Stage1Task:
         """Networks that are only looked through and not trained."""
         return [self.teacher]
 
-    def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, step: int) -> tuple[Tensor, Figures]:
         """Equation 1 of one part of a batch, its terms as figures."""
         lr, hr = self._batch(step)
         loss = self._compare(self.trained(self._prepare(lr)), self._target(self._prepare(hr)))
-        return loss.total, {"tokens": loss.tokens.item(), "logits": loss.logits.item()}
+        return loss.total, {"tokens": loss.tokens.detach(), "logits": loss.logits.detach()}
 
     @torch.no_grad()
     def _target(self, image_B3HW: Tensor) -> DAPEOutput:

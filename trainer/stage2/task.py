@@ -151,5 +151,5 @@ class Stage2Task:
 
 def _by_band(per_image: Tensor, timesteps: Tensor) -> dict[str, Total]:
     """Loss of the images with t < 500; the loss over all t says little, since it depends on t so much."""
-    low = per_image[timesteps < 500]
-    return {"loss_low_t": Total(float(low.sum()), len(low))} if len(low) else {}
+    low = timesteps < 500
+    return {"loss_low_t": Total(torch.where(low, per_image, 0.0).sum(), low.sum())}
