@@ -105,6 +105,23 @@ def test_runs_alternate_with_the_other_checkouts(monkeypatch: pytest.MonkeyPatch
     assert ran == ["mine", "theirs"] * 3
 
 
+def test_runs_alternate_with_another_kind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[str] = []
+
+    def run(case: Case, *_: object) -> tuple[Row, str]:
+        ran.append(case.kind)
+        found = row(1.0 if case.kind == "balanced" else 4.0)
+        found.phases["decode"] = Cost(seconds=1.0, busy=1.0, peak_mib=1.0)
+        return found, ""
+
+    monkeypatch.setattr(processes, "row", run)
+    words = ["--places", "core", "--nets", "small", "--sides", "64", "--kinds", "balanced", "--vs-kind", "tiled"]
+    monkeypatch.setattr(sys, "argv", ["bench", *words, "--pairs", "2"])
+    command.main()
+    assert ran == ["balanced", "tiled"] * 2
+    assert "0.40, 1.00 (sample 0.25, decode 1.00) |" in capsys.readouterr().out
+
+
 def test_an_earlier_report_stands_beside(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,9 +136,14 @@ def test_an_earlier_report_stands_beside(
         report.beside(tmp_path / "b.json")
 
 
-def test_nodes_are_the_hosts_only() -> None:
-    found = cases(["core", "host"], ["nano"], ["fp32"], [512], ["nodes", "untiled"])
-    assert [(case.place, case.kind) for case in found] == [("core", "untiled"), ("host", "nodes"), ("host", "untiled")]
+def test_some_kinds_are_the_hosts_only() -> None:
+    found = cases(["core", "host"], ["nano"], ["fp32"], [512], ["nodes", "untiled", "three-passes"])
+    assert [(case.place, case.kind) for case in found] == [
+        ("core", "untiled"),
+        ("host", "nodes"),
+        ("host", "untiled"),
+        ("host", "three-passes"),
+    ]
 
 
 def test_lines_through_rows(tmp_path: Path) -> None:

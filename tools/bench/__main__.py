@@ -1,14 +1,16 @@
 """What SeeSR costs, as Markdown and JSON.
 
     python -m tools.bench [--places core host] [--nets nano full small] [--dtypes fp32 bf16 fp16]
-        [--sides 512 1024 2048 4096] [--kinds tiled balanced nodes untiled] [--steps 2] [--tile 512] [--sampling-only]
-        [--json FILE] [--against FILE] [--vs PATH] [--pairs 3] [--growth PNG] [--patience 1800]
+        [--sides 512 1024 2048 4096] [--kinds tiled balanced nodes untiled three-passes] [--steps 2] [--tile 512]
+        [--sampling-only] [--json FILE] [--against FILE] [--vs PATH | --vs-kind KIND] [--pairs 3] [--growth PNG]
+        [--patience 1800]
 
 Processor time, wall time, peak memory, network calls and shares of the time against the image's side, each row in a
 process of its own. A row that does not end in time keeps what is known of it. "nodes" is the graph of the small nodes,
 which hand pictures on as the host's float IMAGE; the other rows of the host do what SeeSR Upscale does, which keeps
-8 bits. `--against` sets an earlier report (`--json`) beside it; `--vs` another checkout, whose runs alternate with
-those of this one. With the host: also what the plugin adds to its start, and the price of RCA and ControlNet beside
+8 bits; "three-passes" puts pictures above 1536² through the host's own tilers of the autoencoder. `--against` sets an
+earlier report (`--json`) beside it; `--vs` another checkout and `--vs-kind` another kind, whose runs alternate with
+those of each row. With the host: also what the plugin adds to its start, and the price of RCA and ControlNet beside
 their arithmetic. Runs on the GPU if there is one. The host's rows need a ComfyUI at `$COMFYUI_PATH` and its
 requirements; networks by the rule ("full", "small") are sampled alone there.
 """
@@ -19,6 +21,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--against", type=Path, metavar="FILE", help="an earlier report to compare with")
     other.add_argument("--vs", type=Path, metavar="PATH", help="another checkout, run alternately")
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each row beside another checkout's")
+    other.add_argument("--vs-kind", choices=KINDS, help="another kind of the same row, run alternately")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each row beside the other ones")
     parser.add_argument("--growth", type=Path, metavar="PNG", help="fit straight lines over the sides and draw them")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     return parser
@@ -77,8 +81,7 @@ def _rows(options: argparse.Namespace) -> Iterator[report.Entry]:
     """Run every case, telling its line as soon as it is known."""
     same = {"steps": options.steps, "cfg": options.cfg, "tile": options.tile, "alone": options.sampling_only}
     known = report.beside(options.against) if options.against else {}
-    other = "those of " + (options.against or options.vs).name if options.against or options.vs else ""
-    tell(report.head(Case(**same), other))
+    tell(report.head(Case(**same), _other(options)))
     for case in cases(options.places, options.nets, options.dtypes, options.sides, options.kinds, **same):
         entry = _entry(case, options)
         if case.name in known:
@@ -87,13 +90,20 @@ def _rows(options: argparse.Namespace) -> Iterator[report.Entry]:
         yield entry
 
 
+def _other(options: argparse.Namespace) -> str:
+    """The name of what the rows are compared with, if anything."""
+    file = options.against or options.vs
+    return f"those of {file.name}" if file else options.vs_kind or ""
+
+
 def _entry(case: Case, options: argparse.Namespace) -> report.Entry:
     row, why = processes.row(case, options.patience)
     entry = report.Entry(case=case, row=row, why=why)
-    for number in range(options.pairs if options.vs else 0):
+    other = replace(case, kind=options.vs_kind or case.kind)
+    for number in range(options.pairs if options.vs or options.vs_kind else 0):
         if number:
             entry.again.append(processes.row(case, options.patience)[0])
-        entry.others.append(processes.row(case, options.patience, options.vs)[0])
+        entry.others.append(processes.row(other, options.patience, options.vs or processes.ROOT)[0])
     return entry
 
 

@@ -10,7 +10,8 @@ from typing import Any
 PLACES = ("core", "host")
 NETS = ("nano", "full", "small")
 DTYPES = ("fp32", "bf16", "fp16")
-KINDS = ("tiled", "balanced", "nodes", "untiled")
+KINDS = ("tiled", "balanced", "nodes", "untiled", "three-passes")
+HOSTS_KINDS = ("nodes", "three-passes")
 PHASES = ("prompts", "prepare", "encode", "sample", "decode", "finish")
 SAMPLE = "sample"
 SCALE = 4
@@ -28,7 +29,8 @@ class Case:
     dtype: str = "fp32"
     """Precision of the networks."""
     kind: str = "tiled"
-    """How the picture is sampled: in tiles as published, in balanced ones, through the small nodes, or whole."""
+    """How the picture is sampled: in tiles as published, in balanced ones, through the small nodes, or whole;
+    "three-passes" as "tiled", but large pictures pass the autoencoder in the host's own tilers."""
     side: int = 512
     """Side of the result in pixels."""
     steps: int = 2
@@ -59,9 +61,9 @@ def cases(
     kinds: Sequence[str],
     **same: Any,
 ) -> Iterator[Case]:
-    """Every combination that there is: "nodes" are the host's only, and so are the published sizes without sampling."""
+    """Every combination that there is: `HOSTS_KINDS` are the host's only."""
     for place, net, dtype, side, kind in itertools.product(places, nets, dtypes, sides, kinds):
-        if kind == "nodes" and place != "host":
+        if kind in HOSTS_KINDS and place != "host":
             continue
         yield Case(place=place, net=net, dtype=dtype, side=side, kind=kind, **same)
 

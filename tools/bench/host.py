@@ -19,6 +19,8 @@ from .watch import Watch
 
 _BEFORE_PLUGINS = ("nodes", "comfy_extras.nodes_custom_sampler", "comfy_extras.nodes_canny", "comfy_api.latest")
 """What the host has imported before it turns to plugins, as far as it matters here."""
+_OVERLAP_PX = 128
+"""Of the host's own tiles of the autoencoder."""
 
 
 @dataclass(slots=True)
@@ -93,6 +95,8 @@ def run(loaded: Loaded, photo_BHWC: Any, case: Case, watch: Watch) -> Any:
     """What SeeSRUpscale does, phase by phase; "nodes": with the pictures that nodes exchange."""
     if case.alone:
         return _run_alone(loaded, photo_BHWC, case, watch)
+    if case.kind == "three-passes":
+        _use_the_hosts_tilers()
     image, latent, vae = (plugin(f"nodes.{name}") for name in ("image", "latent", "host.vae"))
     with watch.phase("prepare"):
         prepare = image.prepare_images if case.kind == "nodes" else image.prepare_levels
@@ -110,6 +114,20 @@ def run(loaded: Loaded, photo_BHWC: Any, case: Case, watch: Watch) -> Any:
         decoded = vae.decode_latent(loaded.vae, sampled["samples"])
     with watch.phase("finish"):
         return image.finish_images(decoded, prepared, photo_BHWC, scale=SCALE, color_fix="adain")
+
+
+def _use_the_hosts_tilers() -> None:
+    """From here on large pictures pass the autoencoder as VAE Encode and Decode (Tiled) have it, in tiles as large."""
+    module = plugin("nodes.host.vae")
+
+    def encode(tiles: Any, image_B3HW: Any, *, tile_px: int) -> Any:
+        return tiles._vae.encode_tiled(image_B3HW.movedim(1, -1), tile_x=tile_px, tile_y=tile_px, overlap=_OVERLAP_PX)
+
+    def decode(tiles: Any, latents_BChw: Any, *, tile_px: int) -> Any:
+        cells, overlap = tile_px // tiles.pixels_per_cell, _OVERLAP_PX // tiles.pixels_per_cell
+        return tiles._vae.decode_tiled(latents_BChw, tile_x=cells, tile_y=cells, overlap=overlap).movedim(-1, 1)
+
+    module.encode_tiled, module.decode_tiled = encode, decode
 
 
 def _run_alone(loaded: Loaded, photo_BHWC: Any, case: Case, watch: Watch) -> Any:

@@ -32,17 +32,28 @@ class Entry:
     again: list[Row] = field(default_factory=list)
     """Further runs of the case itself."""
 
+    def pairs(self) -> list[tuple[Row, Row]]:
+        """Runs that ended, each with the other one's that was next to it."""
+        found = zip([self.row, *self.again], self.others, strict=False)
+        return [(mine, theirs) for mine, theirs in found if mine.done and theirs.done]
+
     def ratio(self) -> tuple[float, float] | None:
         """Processor time and peak memory over those of the other one: medians over the pairs of runs."""
-        pairs = [
-            (mine.whole, theirs.whole)
-            for mine, theirs in zip([self.row, *self.again], self.others, strict=False)
-            if mine.done and theirs.done
-        ]
+        pairs = [(mine.whole, theirs.whole) for mine, theirs in self.pairs()]
         if not pairs:
             return None
         busy = statistics.median(mine.busy / theirs.busy for mine, theirs in pairs)
         return busy, statistics.median(mine.peak_mib / theirs.peak_mib for mine, theirs in pairs)
+
+    def phase_ratios(self) -> dict[str, float]:
+        """The same of the processor time of every phase that both have, by name."""
+        pairs = self.pairs()
+        names = [name for name in self.row.phases if pairs and all(name in theirs.phases for _, theirs in pairs)]
+        return {
+            name: statistics.median(mine.phases[name].busy / theirs.phases[name].busy for mine, theirs in pairs)
+            for name in names
+            if all(theirs.phases[name].busy for _, theirs in pairs)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -52,8 +63,12 @@ class Entry:
             "row": asdict(self.row),
             "why": self.why,
             "shares": self.row.shares(),
-            **({} if ratio is None else {"ratio": {"busy": ratio[0], "peak": ratio[1]}}),
+            **({} if ratio is None else self._compared(ratio)),
         }
+
+    def _compared(self, ratio: tuple[float, float]) -> dict[str, Any]:
+        pairs = [[asdict(row) for row in pair] for pair in self.pairs()]
+        return {"ratio": {"busy": ratio[0], "peak": ratio[1], "phases": self.phase_ratios()}, "pairs": pairs}
 
 
 def line(entry: Entry) -> str:
@@ -67,8 +82,15 @@ def line(entry: Entry) -> str:
     cells += [", ".join(f"{name} {count} ({row.latents[name]})" for name, count in row.calls.items())]
     cells += [", ".join(f"{name} {share:.0%}" for name, share in row.shares().items() if share >= 0.005)]
     ratio = entry.ratio()
-    cells += [f"{ratio[0]:.2f}, {ratio[1]:.2f}"] if ratio else []
+    cells += [f"{ratio[0]:.2f}, {ratio[1]:.2f}{_phases(entry)}"] if ratio else []
     return f"| {' | '.join(cells)} |"
+
+
+def _phases(entry: Entry) -> str:
+    """The ratios of the phases that take a twentieth of the time or more."""
+    shares = entry.row.shares()
+    found = [f"{name} {ratio:.2f}" for name, ratio in entry.phase_ratios().items() if shares[name] >= 0.05]
+    return f" ({', '.join(found)})" if len(found) > 1 else ""
 
 
 def head(case: Case, other: str = "") -> str:
