@@ -30,7 +30,7 @@ ATEN = torch.ops.aten
 META = torch.device("meta")
 MISSING_DTYPES = (torch.float64, torch.complex32, torch.complex64, torch.complex128)
 """Not every accelerator has them; MPS has none of them."""
-_DEVICE = Tensor.device.__get__  # type: ignore[attr-defined] # a descriptor
+_DEVICE = Tensor.device.__get__
 
 
 class FakeDevice:

@@ -118,7 +118,7 @@ def run(loaded: Loaded, photo_BHWC: Any, case: Case, watch: Watch) -> Any:
 
 def _use_the_hosts_tilers() -> None:
     """From here on large pictures pass the autoencoder as VAE Encode and Decode (Tiled) have it, in tiles as large."""
-    module = plugin("nodes.host.vae")
+    module: Any = plugin("nodes.host.vae")
 
     def encode(tiles: Any, image_B3HW: Any, *, tile_px: int) -> Any:
         return tiles._vae.encode_tiled(image_B3HW.movedim(1, -1), tile_x=tile_px, tile_y=tile_px, overlap=_OVERLAP_PX)
