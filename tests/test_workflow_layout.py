@@ -18,6 +18,8 @@ from .host.canvas import Box, wires_behind
 
 WORKFLOWS = sorted((Path(__file__).parents[1] / "workflows").glob("*.json"))
 CLEAR = 40
+HIGH_ENOUGH = {"SaveImage": 296, "PreviewImage": 262}
+"""Heights to which nodes grow when their picture comes."""
 SCREEN = (1600, 900)
 SIDEBAR, TABS = 60, 45
 RUN_BAR = Box(1230, 45, 1600, 110)
@@ -56,6 +58,13 @@ def test_nodes_stand_clear(workflow: dict[str, Any]) -> None:
     for a, b in permutations(workflow["nodes"], 2):
         clear = Box.of(a).clear_of(Box.of(b, badge=True))
         assert clear >= CLEAR, f"{a['type']} {a['id']} and {b['type']} {b['id']}: {clear} px"
+
+
+def test_pictures_fit_their_nodes(workflow: dict[str, Any]) -> None:
+    """The frontend makes a node that shows a picture at least so high, and pushes it into what stands below."""
+    for node in workflow["nodes"]:
+        least = HIGH_ENOUGH.get(node["type"], 0)
+        assert node["size"][1] >= least, f"{node['type']} {node['id']} grows from {node['size'][1]} to {least} px"
 
 
 def test_no_wire_runs_behind_a_node(workflow: dict[str, Any]) -> None:
