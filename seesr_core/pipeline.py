@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -230,10 +231,7 @@ class SeeSRPipeline:
         predict = LabelPredictor(
             segsr=segsr,
             features=segsr.segdm.features(z_lr.to(device), soft_prompt.to(device)),
-            tile=settings.tile // PIXELS_PER_CELL,
-            overlap=settings.overlap // PIXELS_PER_CELL,
-            tile_batch=settings.tile_batch or default_tile_batch(device),
-            layout=settings.layout,
+            tiled=self._tiled(settings),
         )
         like = torch.empty(len(z_lr), segsr.bits, *z_lr.shape[2:], device=device)
         noise = segmentation_noise([settings.seed + i for i in range(len(z_lr))], like)
@@ -300,9 +298,9 @@ class SeeSRPipeline:
             regions=semantics.regions,
             share=semantics.share,
         )
-        tile_batch = settings.tile_batch or default_tile_batch(models.device)
-        counter = self._counter(prepared.shape[-2:], settings, tile_batch)
-        return TiledDenoiser(
+        tiled = self._tiled(settings)
+        counter = self._counter(prepared.shape[-2:], settings, tiled.keywords["tile_batch"])
+        return tiled(
             denoise=PlacedDenoiser(
                 denoiser=denoiser,
                 device=models.device,
@@ -311,10 +309,16 @@ class SeeSRPipeline:
                 soft=semantics.soft,
                 reuse=StepReuse(steps=settings.control_reuse) if settings.control_reuse > 1 else None,
                 on_call=counter,
-            ),
+            )
+        )
+
+    def _tiled(self, settings: UpscaleSettings) -> partial[TiledDenoiser]:
+        """Makes a denoiser in the tiles that the settings want, of its `denoise`."""
+        return partial(
+            TiledDenoiser,
             tile=settings.tile // PIXELS_PER_CELL,
             overlap=settings.overlap // PIXELS_PER_CELL,
-            tile_batch=tile_batch,
+            tile_batch=settings.tile_batch or default_tile_batch(self.models.device),
             layout=settings.layout,
         )
 

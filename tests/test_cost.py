@@ -48,8 +48,19 @@ def test_cards_by_their_own_names(name: str, gigabytes: int) -> None:
     assert cost.card(name).memory == gigabytes * 10**9
 
 
-def operations(width: int, unet_config: Any, controlnet_config: Any, tokens: int, side: int) -> int:
-    """Counted on networks without numbers."""
+def test_reuse_spares_the_controlnet_between_its_calls() -> None:
+    """Ten guided steps, five of them without it: 27 % of half of the arithmetic."""
+    plain, reused = (
+        cost.predict(cost.FULL, (128, 128), UpscaleSettings(steps=10, control_reuse=reuse), device(speed=1e12))
+        for reuse in (1, 2)
+    )
+    calls = 20 * 1.64
+    assert plain.seconds - reused.seconds == pytest.approx(calls * 0.27 / 2, rel=0.02)
+    assert reused.bytes > plain.bytes
+
+
+def operations(width: int, unet_config: Any, controlnet_config: Any, tokens: int, side: int) -> tuple[int, float]:
+    """Counted on networks without numbers: of a call, and the ControlNet's share."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from seesr_core.method.controlnet import build_controlnet
@@ -69,7 +80,8 @@ def operations(width: int, unet_config: Any, controlnet_config: Any, tokens: int
         down, mid = controlnet(x, t, text, image, 1.0, cross_attention_kwargs=extra, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         unet(x, t, text, **residuals, cross_attention_kwargs=extra, return_dict=False)
-    return int(counter.get_total_flops())
+    total = counter.get_total_flops()
+    return total, sum(counter.get_flop_counts()["ControlNetModel"].values()) / total
 
 
 @pytest.mark.parametrize("side", [32, 48])
@@ -77,7 +89,8 @@ def test_the_small_models_operations_are_counted_right(side: int) -> None:
     from seesr_core.formats.control import read_control
 
     parts = read_control(NANO_FOLDER / "seesr" / "seesr-nano-control.safetensors")
-    found = operations(parts.context_dim, parts.unet_config, parts.controlnet_config, 17, side)
+    found, share = operations(parts.context_dim, parts.unet_config, parts.controlnet_config, 17, side)
+    assert share == pytest.approx(cost.NANO.control_share, abs=0.015)
     a, b, c = cost.NANO.call
     assert found == pytest.approx(a + b * side**2 + c * side**4, rel=1e-6)
 
@@ -89,4 +102,6 @@ def test_the_published_models_operations_are_counted_right() -> None:
     keys = golden_dir() / "unet_controlnet"
     unet, controlnet = (json.loads((keys / f"full_{name}_config.json").read_text()) for name in ("unet", "controlnet"))
     a, b, c = cost.FULL.call
-    assert operations(512, unet, controlnet, 145, 40) == pytest.approx(a + b * 40**2 + c * 40**4, rel=1e-6)
+    found, share = operations(512, unet, controlnet, 145, 40)
+    assert share == pytest.approx(cost.FULL.control_share, abs=0.01)
+    assert found == pytest.approx(a + b * 40**2 + c * 40**4, rel=1e-6)

@@ -43,7 +43,11 @@ def test_predictions_are_those_of_the_savings(given: dict[str, Any], tmp_path: P
     assert first["faster"] == 1
     turbo = rows["preset turbo"]["mean"]
     assert turbo["faster"] == pytest.approx(first["seconds"] / turbo["seconds"])
-    assert "| preset turbo |" in table(report)
+    assert rows["ddpm, 4 steps"]["difference"]["ssim_y"] == (0, 0, 0)
+    found = rows["preset turbo"]["difference"]["ssim_y"]
+    assert found.value == pytest.approx(turbo["ssim_y"] - first["ssim_y"], abs=1e-6)
+    assert found.low <= found.value <= found.high
+    assert f"| {found.text(4, signed=True)} |" in table(report)
 
 
 def test_what_is_known_is_not_sampled_again(

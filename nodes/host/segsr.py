@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from ...seesr_core.segsr.joint import JointRun, segmentation_noise
 from ...seesr_core.segsr.labels import VOID, label_latent
 from ...seesr_core.segsr.model import ClassList, SegSR
 from ...seesr_core.segsr.tiles import LabelPredictor
+from ...seesr_core.tiling.grid import TiledDenoiser
 from ..schema import unit_range
 from . import keys
 from .conds import Conditioning
@@ -188,10 +190,9 @@ class SegSRPatch:
         whole = LabelPredictor(
             segsr=networks,
             features=features,
-            tile=tiles.tile,
-            overlap=tiles.overlap,
-            layout=tiles.layout,
-            window=tiles.window,
+            tiled=partial(
+                TiledDenoiser, tile=tiles.tile, overlap=tiles.overlap, layout=tiles.layout, window=tiles.window
+            ),
         )
 
         def predict(noisy: Tensor, acp: float, image: Tensor | None) -> Tensor:

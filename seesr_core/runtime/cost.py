@@ -47,6 +47,8 @@ class ModelShape:
     """First channels of the autoencoder."""
     call: tuple[float, float, float]
     """Operations of one call of U-Net and ControlNet: a + b·n + c·n² for n latent cells."""
+    control_share: float
+    """Share of the ControlNet in a call, ± 0.015 by size, which `control_reuse` saves between its own calls."""
     vae_pixel: tuple[float, float]
     """Operations of encoding and decoding, a pixel: a + b·(pixels of a tile)."""
     tagger: float
@@ -62,6 +64,7 @@ FULL = ModelShape(
     channels=320,
     vae_channels=128,
     call=(1.12536781e10, 3.1269024e8, 2.0445e4),
+    control_share=0.27,
     vae_pixel=(1.3589699e7, 1.0),
     tagger=3.2e11,
     half=1_126_760_324 + 489_031_440 + 83_653_863,
@@ -74,6 +77,7 @@ NANO = ModelShape(
     channels=64,
     vae_channels=64,
     call=(9.9221504e7, 5.784192e6, 280.0),
+    control_share=0.41,
     vae_pixel=(1.00584e6, 0.0),
     tagger=2e9,
     half=6_844_112 + 2_771_328 + 4_240_080 + 2_458_899,
@@ -192,7 +196,9 @@ def _operations(shape: ModelShape, sizes: Sizes, settings: UpscaleSettings) -> f
     call = constant + linear * cells + square * cells**2
     pixel, quadratic = shape.vae_pixel
     vae = width * height * (pixel + quadratic * min(width * height, settings.vae_tile**2))
-    return sum(settings.halves()) * len(tiles) * call + vae + shape.tagger
+    halves = settings.halves()
+    spared = shape.control_share * (sum(halves) - sum(halves[:: settings.control_reuse]))
+    return (sum(halves) - spared) * len(tiles) * call + vae + shape.tagger
 
 
 def card(name: str) -> Device:

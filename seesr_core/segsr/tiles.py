@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..tiling.grid import Layout, Tile, TiledDenoiser, Window
+from ..tiling.grid import Tile, TiledDenoiser
 from ..tiling.runner import parts_of
 from .model import SegSR
 
@@ -21,12 +21,8 @@ class LabelPredictor:
     """The networks."""
     features: Tensor
     """F_lq of the whole latents (B, C, h, w), see `SegDM.features`."""
-    tile: int = 96
-    """As in `TiledDenoiser`, like the next four."""
-    overlap: int = 4
-    tile_batch: int = 1
-    layout: Layout = "published"
-    window: Window = "reference"
+    tiled: Callable[..., TiledDenoiser]
+    """Makes the tiles' denoiser of its `denoise`."""
 
     def __call__(self, noisy: Tensor, acp: float, image: Tensor | None) -> Tensor:
         """ŝ0 (B, N, h, w) of S_t under I_t."""
@@ -37,12 +33,4 @@ class LabelPredictor:
             found: Tensor = self.segsr.segdm(x, parts_of(self.features, tiles), levels, told)
             return found
 
-        tiled = TiledDenoiser(
-            denoise=predict,
-            tile=self.tile,
-            overlap=self.overlap,
-            tile_batch=self.tile_batch,
-            layout=self.layout,
-            window=self.window,
-        )
-        return tiled(noisy, 0)
+        return self.tiled(denoise=predict)(noisy, 0)

@@ -69,12 +69,13 @@ def _intervals(figures: Mapping[str, Mapping[str, float]]) -> dict[str, list[flo
     for key in dict.fromkeys(key for values in figures.values() for key in values):
         values = torch.tensor([own[key] for own in figures.values() if key in own], dtype=torch.float64)
         if len(values) > 1:
-            estimate = _estimate(values)
+            estimate = photo_estimate(values)
             found[key] = [estimate.low, estimate.high]
     return found
 
 
-def _estimate(values: torch.Tensor) -> Estimate:
+def photo_estimate(values: torch.Tensor) -> Estimate:
+    """The mean of figures of photos, or of their differences (N,), with its 95 % bootstrap interval."""
     return mean_estimate(values, resamples(len(values), RESAMPLES, seeded(Stream.SUMMARY_INTERVAL)))
 
 
@@ -88,7 +89,7 @@ def differences(summaries: Mapping[str, Summary]) -> dict[str, dict[str, float]]
         pairs = [(own[key], bicubic[name][key]) for name, own in sr.items() if key in own and key in bicubic[name]]
         if len(pairs) > 1:
             values = torch.tensor(pairs, dtype=torch.float64)
-            found[key] = _estimate(values[:, 0] - values[:, 1])._asdict()
+            found[key] = photo_estimate(values[:, 0] - values[:, 1])._asdict()
     return found
 
 

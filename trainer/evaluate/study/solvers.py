@@ -3,7 +3,8 @@
 One row for every solver, number of steps and saving: guidance only in an interval of the noise schedule, one output of
 the ControlNet for two steps, both. Beside the quality of the pictures stands what they took: predictions of both
 networks (a guided step makes two) and processor time of the sampling. The first row is what the others are compared
-with. Figures are kept picture by picture in the report, so the same command goes on after an interruption.
+with, SSIM and deep features picture by picture with bootstrap intervals. Figures are kept picture by picture in the
+report, so the same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from ..pictures import as_tensor
 from ..quality.deep import DeepDistance
 from ..quality.measure import SETTINGS, Figures, Measure, means
 from ..quality.metrics import DEEP
+from ..quality.summary import photo_estimate
+from ..report.intervals import Estimate
 from ..report.tables import QUALITY, Column, markdown, show, write_json
 from .rows import Inputs, finished, sampled
 from .study import PairFile, read_pairs
@@ -43,7 +46,10 @@ _COLUMNS = (
     *(Column(key=name, title=f"{label} predictions", digits=0) for name, label in _COUNTED.items()),
     Column(key="seconds", title="CPU-s", digits=1),
     Column(key="faster", title="× first row"),
+    Column(key="ssim_y difference", title="SSIM-Y − first row [95 %]"),
+    Column(key=f"{DEEP} difference", title="EfficientNet-Lite0 − first row [95 %]"),
 )
+_COMPARED = ("ssim_y", DEEP)
 _NETWORKS = ("unet", "controlnet", "vae", "text_encoder", "dape")
 
 
@@ -206,14 +212,30 @@ def summarize(rows: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, row in rows.items():
         mean, _ = means(row["pictures"].values())
-        first = next(iter(found.values()))["mean"]["seconds"] if found else mean["seconds"]
-        found[name] = {**row, "mean": {**mean, "faster": first / mean["seconds"]}}
+        first = next(iter(found.values())) if found else {**row, "mean": mean}
+        faster = first["mean"]["seconds"] / mean["seconds"]
+        found[name] = {**row, "mean": {**mean, "faster": faster}, "difference": _differences(row, first)}
     return found
+
+
+def _differences(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Means of the differences to the first row's figures on the same pictures, with 95 % intervals."""
+    pictures, others = row["pictures"], first["pictures"]
+    values = {key: [pictures[name].get(key) for name in pictures] for key in _COMPARED}
+    return {
+        key: photo_estimate(torch.tensor(found) - torch.tensor([others[name][key] for name in pictures]))
+        for key, found in values.items()
+        if None not in found
+    }
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    return markdown(f"{report['pairs']} pairs", {name: row["mean"] for name, row in report["rows"].items()}, _COLUMNS)
+    rows = {}
+    for name, row in report["rows"].items():
+        differences = {f"{key} difference": Estimate(*found) for key, found in row["difference"].items()}
+        rows[name] = {**row["mean"], **{key: found.text(4, signed=True) for key, found in differences.items()}}
+    return markdown(f"{report['pairs']} pairs", rows, _COLUMNS)
 
 
 def command(options: Options) -> None:
