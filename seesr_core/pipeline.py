@@ -235,7 +235,7 @@ class SeeSRPipeline:
         )
         like = torch.empty(len(z_lr), segsr.bits, *z_lr.shape[2:], device=device)
         noise = segmentation_noise([settings.seed + i for i in range(len(z_lr))], like)
-        initial = None if labels is None else label_latent(labels, len(segsr.classes), *z_lr.shape[2:])
+        initial = None if labels is None else label_latent(labels, segsr.codes, *z_lr.shape[2:])
         return JointRun(segsr, predict, noise, initial=initial)
 
     @torch.no_grad()

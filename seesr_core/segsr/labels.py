@@ -1,10 +1,12 @@
-"""Class maps as something that can be denoised: analog bits (Chen et al., "Analog Bits", 2022).
+"""Class maps as something that can be denoised: analog bits (Chen et al., "Analog Bits", 2022), or one channel a class.
 
-Shape letters: B pictures, K classes, N bits = ⌈log2 K⌉, H W pixels, h w latent cells. Labels are int64, `VOID` where
-nothing is known.
+Shape letters: B pictures, K classes, N channels of a label (⌈log2 K⌉ bits, or K), H W pixels, h w latent cells. Labels
+are int64, `VOID` where nothing is known.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +18,16 @@ VOID = 255
 """Label of a pixel without class, as in ADE20K, COCO-Stuff and Cityscapes."""
 MOST_CLASSES = 255
 """As many as a label picture of 8 bits can tell apart beside `VOID`."""
+Embedding = Literal["bits", "one-hot"]
+"""How a class is written: as the bits of its number, or as a channel of its own."""
 
 
-def bit_count(classes: int) -> int:
-    """N, the channels of a segmentation latent."""
-    return max(1, (classes - 1).bit_length())
-
-
-def codes(classes: int) -> Tensor:
-    """The bits of every class as ±1, (K, N), lowest bit first."""
+def codes(classes: int, embedding: Embedding = "bits") -> Tensor:
+    """What stands for every class, ±1 in each channel, (K, N); of bits the lowest comes first."""
     numbers = torch.arange(classes)[:, None]
-    return ((numbers >> torch.arange(bit_count(classes))) & 1) * 2.0 - 1.0
+    if embedding == "one-hot":
+        return torch.eye(classes) * 2.0 - 1.0
+    return ((numbers >> torch.arange(max(1, (classes - 1).bit_length()))) & 1) * 2.0 - 1.0
 
 
 def check_labels(labels: Tensor, classes: int, where: str = "The label picture") -> None:
@@ -43,16 +44,16 @@ def check_labels(labels: Tensor, classes: int, where: str = "The label picture")
         )
 
 
-def analog_bits(labels_BHW: Tensor, classes: int) -> Tensor:
-    """s0, the bits of each label as ±1 and 0 for void, (B, N, H, W)."""
-    table = torch.cat([codes(classes), torch.zeros(1, bit_count(classes))]).to(labels_BHW.device)
-    rows = torch.where(labels_BHW == VOID, classes, labels_BHW)
+def embed_labels(labels_BHW: Tensor, codes_KN: Tensor) -> Tensor:
+    """s0, the code of each label and 0 for void, (B, N, H, W)."""
+    table = torch.cat([codes_KN, torch.zeros_like(codes_KN[:1])]).to(labels_BHW.device)
+    rows = torch.where(labels_BHW == VOID, len(codes_KN), labels_BHW)
     return table[rows].movedim(-1, 1)
 
 
-def nearest_labels(s0_BNhw: Tensor, classes: int) -> Tensor:
-    """The class whose bits are nearest to an estimate, (B, h, w); always one of the list."""
-    scores = torch.einsum("bnhw,kn->bkhw", s0_BNhw.float(), codes(classes).to(s0_BNhw.device))
+def nearest_labels(s0_BNhw: Tensor, codes_KN: Tensor) -> Tensor:
+    """The class whose code is nearest to an estimate, (B, h, w); always one of the list."""
+    scores = torch.einsum("bnhw,kn->bkhw", s0_BNhw.float(), codes_KN.to(s0_BNhw.device))
     return scores.argmax(1)
 
 
@@ -63,9 +64,9 @@ def majority(labels_BHW: Tensor, height: int, width: int) -> Tensor:
     return present[torch.cat(shares, 1).argmax(1)]
 
 
-def label_latent(labels_BHW: Tensor, classes: int, height: int, width: int) -> Tensor:
+def label_latent(labels_BHW: Tensor, codes_KN: Tensor, height: int, width: int) -> Tensor:
     """s0 of labels of any size, at the latent's resolution (B, N, h, w)."""
-    return analog_bits(majority(labels_BHW, height, width), classes)
+    return embed_labels(majority(labels_BHW, height, width), codes_KN)
 
 
 def enlarge_labels(labels_Bhw: Tensor, height: int, width: int) -> Tensor:

@@ -13,7 +13,7 @@ from ..errors import SettingsError
 from ..formats.schema import Size, Within
 from ..method.schedule import q_sample
 from .bridge import DualModalityBridge
-from .labels import MOST_CLASSES, bit_count
+from .labels import MOST_CLASSES, Embedding, codes
 from .segdm import SegDM
 
 Width = Annotated[int, Within(8, 4096)]
@@ -39,6 +39,8 @@ class SegSRConfig:
     """Channels within the bridge."""
     label_scale: Annotated[float, Within(0.01, 10.0)] = 0.5
     """Size of a label bit in the segmentation's latent: small ones drown in the noise earlier."""
+    embedding: Embedding = "bits"
+    """How a class is written in the segmentation's latent."""
     bridged: bool = True
     """Whether the processes tell each other anything; without, they run side by side (to compare with)."""
 
@@ -105,9 +107,14 @@ class SegSR(nn.Module):
         )
 
     @property
+    def codes(self) -> Tensor:
+        """What stands for every class in the segmentation's latent, (K, N)."""
+        return codes(len(self.classes), self.config.embedding)
+
+    @property
     def bits(self) -> int:
-        """Channels of the segmentation's latent."""
-        return bit_count(len(self.classes))
+        """N, channels of the segmentation's latent."""
+        return self.codes.shape[1]
 
     def start(self, noise: Tensor, acp: float | Tensor, initial: Tensor | None = None) -> Tensor:
         """S_T (B, N, h, w): noise, and in it the label bits of a segmentation to start from, if there is one."""

@@ -57,6 +57,8 @@ class Stream:
     """Drawn scenes, by seed and number."""
     SEGSR_INTERVAL = 32
     """Resampling of scenes in `trainer.segsr.proof`."""
+    SEGSR_TRAININGS = 34
+    """Resampling of trainings there."""
 
     FEW_STEPS = 28
     """Which steps are eq. 2's, noise, exact codes and kind of degradation of the few-step tuning."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seesr_core.pictures.sizes import from_u8
-from seesr_core.segsr.labels import bit_count, label_latent
+from seesr_core.segsr.labels import codes, label_latent
 
 from ..data.ahead import Ahead
 from ..data.crops import Crops
@@ -108,7 +108,7 @@ class LabelledBatches(Batches):
     def draw(self, number: int, prepared: Any) -> LabelledBatch:
         """All that is drawn for a prepared part."""
         batch = Batches.draw(self, number, prepared)
-        config, classes = self.config, len(self.labels.masks.classes)
+        config, code = self.config, codes(len(self.labels.masks.classes), self.config.embedding)
         grid, size = torch.tensor(config.grid()), batch.latents.shape[2:]
         draws = by_image(config.loop.seed, Stream.SEGSR, images=config.loop.images(number))
         u, p = (torch.cat([torch.rand(1, generator=g) for g in draws]) for _ in range(2))
@@ -121,13 +121,13 @@ class LabelledBatches(Batches):
             if config.mode != "segmenter"
             else torch.zeros_like(u).long()
         )
-        labels, bits = prepared.labels.long(), bit_count(classes)
+        labels, bits = prepared.labels.long(), code.shape[1]
         batch.timesteps = grid[index].to(self.device)
         return LabelledBatch(
             **{f.name: getattr(batch, f.name) for f in fields(Batch)},
             z_lr=prepared.z_lr.to(self.device),
             labels=labels,
-            bits=label_latent(labels, classes, *size).to(self.device),
+            bits=label_latent(labels, code, *size).to(self.device),
             label_noise=noise(bits),
             index=index.to(self.device),
             own=(p < config.own).to(self.device),

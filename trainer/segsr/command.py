@@ -109,6 +109,7 @@ def build_segsr(config: SegSRTrainConfig, networks: Networks, masks: Masks) -> S
         token_channels=config.token_channels,
         bridge_width=config.bridge_width,
         label_scale=config.label_scale,
+        embedding=config.embedding,
         bridged=config.mode == "joint",
     )
     with scoped_seed(config.loop.seed, Stream.SEGSR_WEIGHTS):

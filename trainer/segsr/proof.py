@@ -1,15 +1,17 @@
 """`python -m trainer.segsr.proof`: does the bridge help? On scenes that nothing was trained on, with 95 % intervals.
 
-Segmentation: a plain segmenter of SegDM's size, SegDM without bridge, with it, and the best that cells can say.
+Segmentation: a plain segmenter of SegDM's size, SegDM without bridge, with it, and the best that cells can say; then
+SegDM with the bridge's side of the picture silent, and told the true picture, which shows what that side is worth.
 Pictures: SeeSR trained equally long without bridge, with it, and with the true labels in the place of SegDM's.
+Of several trainings, each from a seed of its own, a row has the mean; intervals are over scenes and trainings.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +27,26 @@ from seesr_core.models import Models, load_models, with_segsr
 from seesr_core.pictures.sizes import prepare_size
 from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.runtime.files import atomic_write
+from seesr_core.segsr.joint import JointRun
 from seesr_core.segsr.labels import VOID, enlarge_labels, label_latent, majority, nearest_labels, paint
 from seesr_core.settings import UpscaleSettings
 
-from ..data.order import Stream, seeded
 from ..data.photos import Photo, load_photo, load_rgb, read_photos
 from ..engine import command
 from ..evaluate.pictures import as_picture, as_tensor
 from ..evaluate.quality.deep import DeepDistance
 from ..evaluate.quality.fidelity import psnr_y
-from ..evaluate.report.intervals import Estimate, mean_estimate, resamples
+from ..evaluate.report.intervals import Estimate
 from ..evaluate.report.sheet import write_sheet
 from ..evaluate.report.tables import Column, markdown, show, write_json
+from .figures import MIOU, Drawn, Row, differences, estimates, sampled
 from .masks import Masks, read_masks
 
 log = logging.getLogger(__name__)
 
 SEGMENTER, APART, JOINT, ORACLE = "segmenter alone", "without bridge", "with bridge", "true labels"
-_DIFFERENCE = f"{JOINT} − {APART}"
-_FILES: Mapping[str, str] = {SEGMENTER: "segmenter", APART: "apart", JOINT: "joint"}
+SILENT, TRUE_PICTURE = "with bridge, labels told nothing", "with bridge, labels told the true picture"
+_LESS_APART = f" − {APART}"
 _AT_ONCE, _SHOWN = 20, 8
 
 
@@ -55,20 +58,22 @@ class Options:
     """Folder with HR and LR."""
     masks: Path
     """Their labels."""
-    segmenter: Path
-    """File of a training with `--mode segmenter`."""
-    apart: Path
-    """File of a training with `--mode apart`."""
-    joint: Path
-    """File of a training with `--mode joint`, equally long."""
+    apart: tuple[Path, ...]
+    """Files of trainings with `--mode apart`, one a seed."""
+    joint: tuple[Path, ...]
+    """Files of trainings with `--mode joint`, equally long and from the same seeds."""
     json: Path
     """Report to write."""
+    segmenter: tuple[Path, ...] = ()
+    """Files of trainings with `--mode segmenter`; the row is left out without."""
+    more: tuple[tuple[str, Path], ...] = ()
+    """Other trainings with `--mode joint` and the same seeds, as NAME FILE NAME FILE …; those of one name are a row."""
     model: str = NANO
     """Model that they were trained with."""
     markdown: Path | None = None
     """Table to write."""
     sheet: Path | None = None
-    """Picture of some scenes to write."""
+    """Picture of some scenes to write, by the first training of each row."""
     efficientnet: Path | None = None
     """Weights of EfficientNet-Lite0; by default those of its package."""
     limit: int = 0
@@ -81,83 +86,110 @@ class Options:
     def __post_init__(self) -> None:
         if self.resamples < 2:
             raise SettingsError(f"An interval needs at least 2 resamples, not {self.resamples}.")
+        uneven = {name: len(files) for name, files in self.files().items() if len(files) != len(self.apart)}
+        if uneven:
+            raise SettingsError(
+                f"Rows are compared training by training: expected {len(self.apart)} files of each, as of --apart, "
+                f"found {uneven}."
+            )
+
+    def files(self) -> dict[str, list[Path]]:
+        """The trainings of every row."""
+        found = {SEGMENTER: [*self.segmenter], APART: [*self.apart], JOINT: [*self.joint]}
+        for name, path in self.more:
+            found.setdefault(name, []).append(path)
+        return {name: paths for name, paths in found.items() if paths}
 
 
-@dataclass(slots=True)
-class Row:
-    """What gathers for one way."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenes:
+    """Some scenes of one size, and what no training changes of them."""
 
-    right: list[Tensor] = field(default_factory=list)
-    """Pixels of each class that were found, a scene a row (K,)."""
-    either: list[Tensor] = field(default_factory=list)
-    """Pixels of each class in truth or answer."""
-    figures: dict[str, list[float]] = field(default_factory=dict)
-    """Figures of the pictures."""
+    names: list[str]
+    """Names of the photos, without suffix."""
+    lr: list[Image.Image]
+    """LR photos."""
+    hr: list[Tensor]
+    """Originals, uint8 (3, H, W)."""
+    true: Tensor
+    """Labels (B, H, W)."""
+    settings: UpscaleSettings
+    """As training saw them: no words, no guidance."""
+    prepared: Tensor
+    """Enlarged LR, uint8 (B, 3, H, W)."""
+    z_lr: Tensor
+    """Scaled latents of the enlarged LR (B, C, h, w)."""
+    z_hr: Tensor
+    """Scaled latents of the originals (B, C, h, w)."""
+    states: Tensor
+    """Text states (1 + B, L, D)."""
+    soft_prompt: Tensor
+    """DAPE's tokens (B, L, D)."""
 
-    def add_labels(self, found: Tensor, true: Tensor, classes: int) -> None:
-        """Count one scene; void does not count."""
-        known = true != VOID
-        pairs = torch.bincount(true[known] * classes + found[known], minlength=classes**2).view(classes, classes)
-        self.right.append(pairs.diagonal().double())
-        self.either.append((pairs.sum(0) + pairs.sum(1) - pairs.diagonal()).double())
+    @classmethod
+    @torch.no_grad()
+    def read(cls, photos: Sequence[Photo], masks: Masks, models: Models, seed: int) -> Scenes:
+        """Read them, and look at them by the frozen networks."""
+        hr = [load_photo(photo) for photo in photos]
+        lr = [as_picture(load_rgb(photo.lr)) for photo in photos if photo.lr is not None]
+        pipeline = SeeSRPipeline(models=models)
+        settings = pipeline.settings(min_size=0, use_tags=False, added_prompt="", seed=seed)
+        prompts = pipeline.read_prompts(lr, settings)
+        prepared = pipeline.prepare(lr, settings)
+        assert prompts.soft_prompt is not None
+        return cls(
+            names=[photo.path.stem for photo in photos],
+            lr=lr,
+            hr=hr,
+            true=torch.stack([masks.get(p, image.shape[1:]).long() for p, image in zip(photos, hr, strict=True)]),
+            settings=settings,
+            prepared=prepared,
+            z_lr=pipeline.encode(prepared, settings),
+            z_hr=pipeline.encode(torch.stack(hr), settings),
+            states=pipeline.encode_text([settings.negative, *pipeline.compose(prompts, settings)]),
+            soft_prompt=prompts.soft_prompt,
+        )
 
-    def miou(self, weights_RN: Tensor) -> Estimate:
-        """Mean IoU in percent over the classes that are there."""
-        right, either = torch.stack(self.right), torch.stack(self.either)
-        one = _miou(right.sum(0, keepdim=True), either.sum(0, keepdim=True))[0]
-        weights = weights_RN.double()
-        return Estimate.of(one, _miou(weights @ right, weights @ either), least=0, most=100)
-
-
-def _miou(right_RK: Tensor, either_RK: Tensor) -> Tensor:
-    return 100 * torch.where(either_RK > 0, right_RK / either_RK, torch.nan).nanmean(1)
-
-
-def load(options: Options, path: Path) -> Models:
-    """The model with one of the files."""
-    return with_segsr(load_models(options.model, device="cpu", dtype="fp32", given=GivenFiles()), path)
+    def joined(self, models: Models) -> JointRun:
+        """The segmentation's side of a run."""
+        joint = SeeSRPipeline(models=models).join(self.z_lr, self.soft_prompt, self.settings)
+        assert joint is not None
+        return joint
 
 
 @torch.no_grad()
-def restore(models: Models, photos: Sequence[Image.Image], seed: int, true: Tensor | None) -> tuple[list[Any], Tensor]:
-    """Pictures and labels (B, h, w) of LR photos of one size, as training saw them: no words, no guidance.
-
-    Args:
-        models: with SegSR.
-        photos: LR.
-        seed: of the first photo.
-        true: labels (B, H, W) to be told instead of SegDM's.
-    """
-    pipeline = SeeSRPipeline(models=models)
-    settings = pipeline.settings(min_size=0, use_tags=False, added_prompt="", seed=seed)
-    prompts = pipeline.read_prompts(photos, settings)
-    prepared = pipeline.prepare(photos, settings)
-    z_lr = pipeline.encode(prepared, settings)
-    joint = pipeline.join(z_lr, prompts.soft_prompt, settings)
-    assert joint is not None
+def restore(models: Models, scenes: Scenes, true: Tensor | None = None) -> tuple[list[Image.Image], Tensor]:
+    """Pictures and labels (B, h, w) of both processes together; `true` labels (B, H, W) are told instead of SegDM's."""
+    pipeline, settings, joint = SeeSRPipeline(models=models), scenes.settings, scenes.joined(models)
     if true is not None:
-        told = label_latent(true, len(joint.segsr.classes), *z_lr.shape[2:])
+        told = label_latent(true, joint.segsr.codes, *scenes.z_lr.shape[2:])
         joint.predict = lambda noisy, acp, image: told
-    states = pipeline.encode_text([settings.negative, *pipeline.compose(prompts, settings)])
-    latent = pipeline.sample(prepared, z_lr, states, prompts.soft_prompt, settings, None, joint)
-    sizes = prepare_size(*photos[0].size, scale=settings.scale, min_size=settings.min_size)
-    return pipeline.finish(pipeline.decode(latent, settings), prepared, sizes, settings), joint.labels()
+    given = (scenes.prepared, scenes.z_lr, scenes.states, scenes.soft_prompt)
+    latent = pipeline.sample(*given, settings, None, joint)
+    sizes = prepare_size(*scenes.lr[0].size, scale=settings.scale, min_size=settings.min_size)
+    return pipeline.finish(pipeline.decode(latent, settings), scenes.prepared, sizes, settings), joint.labels()
 
 
 @torch.no_grad()
-def answer(models: Models, photos: Sequence[Image.Image]) -> Tensor:
+def believe(models: Models, scenes: Scenes, z0: Tensor | None = None) -> Tensor:
+    """Labels (B, h, w) of SegDM alone on its way, told clean latents z0 after every step, or nothing."""
+    joint = scenes.joined(models)
+    for t in scenes.settings.denoised_timesteps():
+        joint.at(acp_at(t))
+        if z0 is not None:
+            joint.saw(acp_at(t), z0)
+    return joint.labels()
+
+
+@torch.no_grad()
+def answer(models: Models, scenes: Scenes) -> Tensor:
     """Labels (B, h, w) of a plain segmenter."""
-    pipeline, segsr = SeeSRPipeline(models=models), models.segsr
+    segsr = models.segsr
     assert segsr is not None
-    settings = pipeline.settings(min_size=0)
-    prompts = pipeline.read_prompts(photos, settings)
-    z_lr = pipeline.encode(pipeline.prepare(photos, settings), settings)
-    assert prompts.soft_prompt is not None
-    features = segsr.segdm.features(z_lr, prompts.soft_prompt)
-    first = UpscaleSettings.for_model(models.defaults).denoised_timesteps()[0]
-    level = torch.full((len(z_lr),), acp_at(first))
-    noisy = torch.zeros(len(z_lr), segsr.bits, *z_lr.shape[2:])
-    return nearest_labels(segsr.segdm(noisy, features, level), len(segsr.classes))
+    features = segsr.segdm.features(scenes.z_lr, scenes.soft_prompt)
+    level = torch.full((len(scenes.z_lr),), acp_at(scenes.settings.denoised_timesteps()[0]))
+    noisy = torch.zeros(len(scenes.z_lr), segsr.bits, *scenes.z_lr.shape[2:])
+    return nearest_labels(segsr.segdm(noisy, features, level), segsr.codes)
 
 
 def prove(options: Options) -> dict[str, Any]:
@@ -172,12 +204,16 @@ def prove(options: Options) -> dict[str, Any]:
     if any(photo.lr is None for photo in photos):
         raise DataError(f"{options.data} should have folders HR and LR with scenes of the same names.")
     deep = DeepDistance.load(options.efficientnet)
-    models = {name: load(options, getattr(options, kind)) for name, kind in _FILES.items()}
-    rows = {name: Row() for name in (*_FILES, ORACLE)}
+    trainings = {name: [load(options.model, path) for path in paths] for name, paths in options.files().items()}
+    rows: dict[str, list[Row]] = {}
     shown: list[tuple[str, dict[str, Image.Image]]] = []
     for first in range(0, len(photos), _AT_ONCE):
         part = photos[first : first + _AT_ONCE]
-        shown += _measure(part, masks, models, rows, deep, options.seed + first)
+        scenes = Scenes.read(part, masks, trainings[JOINT][0], options.seed + first)
+        results = [Results.of(models, scenes) for models in _by_training(trainings)]
+        for number, result in enumerate(results):
+            result.count(scenes, rows, number, len(masks.classes), deep)
+        shown += results[0].shown(scenes, list(masks.classes.palette)) if len(shown) < _SHOWN else []
         log.info("%d of %d scenes", first + len(part), len(photos))
     report = summary(rows, options)
     write_json(options.json, report)
@@ -189,85 +225,86 @@ def prove(options: Options) -> dict[str, Any]:
     return report
 
 
-def _measure(
-    photos: Sequence[Photo],
-    masks: Masks,
-    models: Mapping[str, Models],
-    rows: Mapping[str, Row],
-    deep: DeepDistance,
-    seed: int,
-) -> list[tuple[str, dict[str, Image.Image]]]:
-    """Count some scenes; returns their pictures."""
-    hr = [load_photo(photo) for photo in photos]
-    lr = [as_picture(load_rgb(photo.lr)) for photo in photos if photo.lr is not None]
-    true = torch.stack([masks.get(photo, image.shape[1:]).long() for photo, image in zip(photos, hr, strict=True)])
-    answers = {SEGMENTER: answer(models[SEGMENTER], lr)}
-    made = {}
-    for name in (APART, JOINT):
-        made[name], answers[name] = restore(models[name], lr, seed, None)
-    made[ORACLE], _ = restore(models[JOINT], lr, seed, true)
-    answers[ORACLE] = majority(true, *answers[JOINT].shape[1:])
-    for name, found in answers.items():
-        fitted = enlarge_labels(torch.where(found == VOID, 0, found), *true.shape[1:])
-        for one, other in zip(fitted, true, strict=True):
-            rows[name].add_labels(one, other, len(masks.classes))
-    for name, pictures in made.items():
-        for picture, original in zip(pictures, hr, strict=True):
-            figures = {"psnr_y": psnr_y(as_tensor(picture), original), "deep": deep(as_tensor(picture), original)}
-            for key, value in figures.items():
-                rows[name].figures.setdefault(key, []).append(value)
-    return [_shown(i, photos[i], lr, hr, true, answers, made, masks) for i in range(len(photos))]
+def load(model: str, path: Path) -> Models:
+    """The model with one of the files."""
+    return with_segsr(load_models(model, device="cpu", dtype="fp32", given=GivenFiles()), path)
 
 
-def _shown(
-    i: int,
-    photo: Photo,
-    lr: Sequence[Image.Image],
-    hr: Sequence[Tensor],
-    true: Tensor,
-    answers: Mapping[str, Tensor],
-    made: Mapping[str, Sequence[Image.Image]],
-    masks: Masks,
-) -> tuple[str, dict[str, Image.Image]]:
-    size = (hr[i].shape[2], hr[i].shape[1])
-    palette = list(masks.classes.palette)
-    painted = {f"labels {name}": as_picture(paint(found[i : i + 1], palette)[0]) for name, found in answers.items()}
-    pictures = {"LR": lr[i], **{f"SR {name}": rows[i] for name, rows in made.items()}, "HR": as_picture(hr[i])}
-    told = {**pictures, **painted, "labels": as_picture(paint(true[i : i + 1], palette)[0])}
-    return photo.path.stem, {name: picture.resize(size, Image.Resampling.NEAREST) for name, picture in told.items()}
+def _by_training(trainings: Mapping[str, Sequence[Models]]) -> Iterator[dict[str, Models]]:
+    """The models of every row, seed by seed."""
+    for models in zip(*trainings.values(), strict=True):
+        yield dict(zip(trainings, models, strict=True))
 
 
-def summary(rows: Mapping[str, Row], options: Options) -> dict[str, Any]:
+@dataclass(slots=True)
+class Results:
+    """What the trainings of one seed make of some scenes."""
+
+    answers: dict[str, Tensor]
+    """Labels (B, h, w) by row."""
+    pictures: dict[str, list[Image.Image]]
+    """Pictures by row."""
+
+    @classmethod
+    def of(cls, models: Mapping[str, Models], scenes: Scenes) -> Results:
+        """Run them all."""
+        made = cls({}, {})
+        for name, model in models.items():
+            if name == SEGMENTER:
+                made.answers[name] = answer(model, scenes)
+            else:
+                made.pictures[name], made.answers[name] = restore(model, scenes)
+        made.answers[SILENT] = believe(models[JOINT], scenes)
+        made.answers[TRUE_PICTURE] = believe(models[JOINT], scenes, scenes.z_hr)
+        made.pictures[ORACLE], _ = restore(models[JOINT], scenes, scenes.true)
+        made.answers[ORACLE] = majority(scenes.true, *scenes.z_lr.shape[2:])
+        return made
+
+    def count(self, scenes: Scenes, rows: dict[str, list[Row]], number: int, classes: int, deep: DeepDistance) -> None:
+        """Add labels and pictures to the rows of training `number`."""
+        for name, found in self.answers.items():
+            of_name = rows.setdefault(name, [])
+            of_name += [Row()] * (len(of_name) <= number)
+            fitted = enlarge_labels(torch.where(found == VOID, 0, found), *scenes.true.shape[1:])
+            for one, other in zip(fitted, scenes.true, strict=True):
+                of_name[number].add_labels(one, other, classes)
+        for name, pictures in self.pictures.items():
+            gathered = rows[name][number].figures
+            for picture, original in zip(pictures, scenes.hr, strict=True):
+                gathered.setdefault("psnr_y", []).append(psnr_y(as_tensor(picture), original))
+                gathered.setdefault("deep", []).append(deep(as_tensor(picture), original))
+
+    def shown(self, scenes: Scenes, palette: list[tuple[int, int, int]]) -> list[tuple[str, dict[str, Image.Image]]]:
+        """Pictures and labels of each scene beside each other."""
+        return [(name, self._shown(i, scenes, palette)) for i, name in enumerate(scenes.names)]
+
+    def _shown(self, i: int, scenes: Scenes, palette: list[tuple[int, int, int]]) -> dict[str, Image.Image]:
+        labels = {f"labels {name}": found[i : i + 1] for name, found in self.answers.items()}
+        painted = {
+            name: as_picture(paint(found, palette)[0])
+            for name, found in {**labels, "labels": scenes.true[i : i + 1]}.items()
+        }
+        made = {f"SR {name}": pictures[i] for name, pictures in self.pictures.items()}
+        told = {"LR": scenes.lr[i], **made, "HR": as_picture(scenes.hr[i]), **painted}
+        size = (scenes.hr[i].shape[2], scenes.hr[i].shape[1])
+        return {name: picture.resize(size, Image.Resampling.NEAREST) for name, picture in told.items()}
+
+
+def summary(rows: Mapping[str, Sequence[Row]], options: Options) -> dict[str, Any]:
     """Figures of every row with their intervals."""
-    count = len(rows[JOINT].right)
-    weights = resamples(count, options.resamples, seeded(Stream.SEGSR_INTERVAL))
-    found: dict[str, dict[str, Any]] = {}
-    for name, row in rows.items():
-        figures = {key: mean_estimate(torch.tensor(values), weights) for key, values in row.figures.items()}
-        found[name] = {"miou": row.miou(weights), **figures}
-    found[_DIFFERENCE] = {
-        "miou": _miou_difference(rows[JOINT], rows[APART], weights),
-        **{
-            key: mean_estimate(torch.tensor(values) - torch.tensor(rows[APART].figures[key]), weights)
-            for key, values in rows[JOINT].figures.items()
-        },
-    }
+    scenes, trainings = len(rows[JOINT][0].right), len(options.apart)
+    drawn = Drawn.of(scenes, trainings, options.resamples)
+    figures = {name: sampled(row, drawn) for name, row in rows.items()}
+    found = {name: estimates(row) for name, row in figures.items()}
+    for name in options.files():
+        if name not in (SEGMENTER, APART):
+            found[name + _LESS_APART] = differences(figures[name], figures[APART])
     plain = {name: {key: value._asdict() for key, value in row.items()} for name, row in found.items()}
-    files = {name: str(getattr(options, kind)) for name, kind in _FILES.items()}
-    return {"scenes": count, "seed": options.seed, "files": files, "rows": plain}
+    files = {name: [str(path) for path in paths] for name, paths in options.files().items()}
+    return {"scenes": scenes, "trainings": trainings, "seed": options.seed, "files": files, "rows": plain}
 
 
-def _miou_difference(one: Row, other: Row, weights_RN: Tensor) -> Estimate:
-    weights = weights_RN.double()
-    means, resampled = [], []
-    for row in (one, other):
-        right, either = torch.stack(row.right), torch.stack(row.either)
-        means.append(_miou(right.sum(0, keepdim=True), either.sum(0, keepdim=True))[0])
-        resampled.append(_miou(weights @ right, weights @ either))
-    return Estimate.of(means[0] - means[1], resampled[0] - resampled[1])
-
-
-_COLUMNS = (("miou", "mIoU, % ↑", 1), ("psnr_y", "PSNR-Y ↑", 2), ("deep", "deep features ↓", 4))
+_COLUMNS = ((MIOU, "mIoU, % ↑", 1), ("psnr_y", "PSNR-Y ↑", 2), ("deep", "deep features ↓", 4))
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -275,13 +312,13 @@ def table(report: Mapping[str, Any]) -> str:
     columns = [Column(key=key, title=title) for key, title, _ in _COLUMNS]
     texts = {
         name: {
-            key: Estimate(**row[key]).text(digits, signed=name == _DIFFERENCE)
+            key: Estimate(**row[key]).text(digits, signed=name.endswith(_LESS_APART))
             for key, _, digits in _COLUMNS
             if key in row
         }
         for name, row in report["rows"].items()
     }
-    return markdown(f"{report['scenes']} scenes", texts, columns)
+    return markdown(f"{report['scenes']} scenes, {report['trainings']} trainings", texts, columns)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from seesr_core.method.schedule import Spacing, timesteps
+from seesr_core.segsr.labels import Embedding
 from seesr_core.settings import UpscaleSettings
 
 from ..data.stage_config import require
@@ -34,6 +35,8 @@ class SegSRTrainConfig(Stage2Config):
     """Channels within the bridge."""
     label_scale: float = 0.5
     """Size of a label bit in the segmentation's latent."""
+    embedding: Embedding = "bits"
+    """How a class is written there: as analog bits, ⌈log2 K⌉ channels, or as a channel of its own."""
     label_weight: float = 1.0
     """Weight λ of the segmentation's loss."""
     own: float = 0.75
@@ -54,6 +57,8 @@ class SegSRTrainConfig(Stage2Config):
         Stage2Config.__post_init__(self)
         require(self.trained in ("image-encoder", "lora"), "trained must be 'image-encoder' or 'lora'", self.trained)
         require(self.mode in ("joint", "apart", "segmenter"), "mode must be 'joint', 'apart' or 'segmenter'", self.mode)
+        written = self.embedding in ("bits", "one-hot")
+        require(written, "embedding must be 'bits' or 'one-hot'", self.embedding)
         require(0 <= self.own <= 1, "own must lie in [0, 1]", self.own)
         require(self.unroll >= 1, "unroll must be at least 1", self.unroll)
         require(self.label_weight > 0, "label_weight must be positive", self.label_weight)

@@ -209,15 +209,14 @@ class SegSRTask(Stage2Task):
     def sample(self, folder: Path, step: int) -> Mapping[str, float]:
         """LR, SR and labels as sampling gives them, true labels and HR; and the error of both."""
         batch = self.batches.get(0)
-        palette = self.segsr.classes.palette
         if self.config.mode == "segmenter":
             bits = self.answer(self.features(batch))
-            z, labels = batch.z_lr, nearest_labels(bits, len(palette))
+            z, labels = batch.z_lr, nearest_labels(bits, self.segsr.codes)
         else:
             settings = self.config.sampling()
             z, labels = sample_batch(self.models, batch, self.text_states(batch.prompts), settings)
         sr = self.networks.decode(z)
-        true = nearest_labels(batch.bits, len(palette))
+        true = nearest_labels(batch.bits, self.segsr.codes)
         known = (batch.bits != 0).any(1)
         true = torch.where(known, true, VOID)
         shown = [self._painted(one, sr.shape[2:]) for one in (labels, true)]
