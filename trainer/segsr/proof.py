@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from seesr_core.segsr.joint import JointRun
 from seesr_core.segsr.labels import VOID, enlarge_labels, label_latent, majority, nearest_labels, paint
 from seesr_core.settings import UpscaleSettings
 
+from ..data.fingerprints import digest
 from ..data.photos import Photo, load_photo, load_rgb, read_photos
 from ..engine import command
 from ..evaluate.pictures import as_picture, as_tensor
@@ -39,13 +40,14 @@ from ..evaluate.quality.fidelity import psnr_y
 from ..evaluate.report.intervals import Estimate
 from ..evaluate.report.sheet import write_sheet
 from ..evaluate.report.tables import Column, markdown, show, write_json
-from .figures import MIOU, Drawn, Row, differences, estimates, sampled
+from .figures import MIOU, Drawn, Row, Rows, differences, estimates, read_rows, sampled
 from .masks import Masks, read_masks
 
 log = logging.getLogger(__name__)
 
 SEGMENTER, APART, JOINT, ORACLE = "segmenter alone", "without bridge", "with bridge", "true labels"
 SILENT, TRUE_PICTURE = "with bridge, labels told nothing", "with bridge, labels told the true picture"
+_OF_JOINT = (SILENT, TRUE_PICTURE, ORACLE)
 _LESS_APART = f" − {APART}"
 _AT_ONCE, _SHOWN = 20, 8
 
@@ -76,6 +78,8 @@ class Options:
     """Picture of some scenes to write, by the first training of each row."""
     efficientnet: Path | None = None
     """Weights of EfficientNet-Lite0; by default those of its package."""
+    known: Path | None = None
+    """Report of an earlier run on the same scenes, whose rows are taken over for files that it measured."""
     limit: int = 0
     """Most scenes; 0 takes all."""
     resamples: int = 1000
@@ -204,23 +208,33 @@ def prove(options: Options) -> dict[str, Any]:
     if any(photo.lr is None for photo in photos):
         raise DataError(f"{options.data} should have folders HR and LR with scenes of the same names.")
     deep = DeepDistance.load(options.efficientnet)
-    trainings = {name: [load(options.model, path) for path in paths] for name, paths in options.files().items()}
-    rows: dict[str, list[Row]] = {}
+    measured = _measured(photos, masks, options)
+    rows: Rows = read_rows(options.known, measured) if options.known else {}
+    trainings = [
+        {
+            name: (_key(files[number]), load(options.model, files[number]))
+            for name, files in options.files().items()
+            if _key(files[number]) not in rows.get(name, {})
+        }
+        for number in range(len(options.apart))
+    ]
+    trainings = [missing for missing in trainings if missing]
     shown: list[tuple[str, dict[str, Image.Image]]] = []
-    for first in range(0, len(photos), _AT_ONCE):
+    for first in range(0, len(photos) if trainings else 0, _AT_ONCE):
         part = photos[first : first + _AT_ONCE]
-        scenes = Scenes.read(part, masks, trainings[JOINT][0], options.seed + first)
-        results = [Results.of(models, scenes) for models in _by_training(trainings)]
-        for number, result in enumerate(results):
-            result.count(scenes, rows, number, len(masks.classes), deep)
+        scenes = Scenes.read(part, masks, next(iter(trainings[0].values()))[1], options.seed + first)
+        results = [Results.of(models, scenes) for models in trainings]
+        for result in results:
+            result.count(scenes, rows, len(masks.classes), deep)
         shown += results[0].shown(scenes, list(masks.classes.palette)) if len(shown) < _SHOWN else []
         log.info("%d of %d scenes", first + len(part), len(photos))
+    counts = {name: {key: row.plain() for key, row in of_name.items()} for name, of_name in rows.items()}
     report = summary(rows, options)
-    write_json(options.json, report)
+    write_json(options.json, {**report, "measured": measured, "counts": counts})
     if options.markdown is not None:
         with atomic_write(options.markdown) as temporary:
             temporary.write_text(table(report), "utf-8")
-    if options.sheet is not None:
+    if options.sheet is not None and shown:
         write_sheet(options.sheet, shown[:_SHOWN])
     return report
 
@@ -230,46 +244,54 @@ def load(model: str, path: Path) -> Models:
     return with_segsr(load_models(model, device="cpu", dtype="fp32", given=GivenFiles()), path)
 
 
-def _by_training(trainings: Mapping[str, Sequence[Models]]) -> Iterator[dict[str, Models]]:
-    """The models of every row, seed by seed."""
-    for models in zip(*trainings.values(), strict=True):
-        yield dict(zip(trainings, models, strict=True))
+def _measured(photos: Sequence[Photo], masks: Masks, options: Options) -> str:
+    """A short text that differs when the scenes do, or what is done with them."""
+    files = (path for p in photos for path in (p.path, p.lr, masks.files[p.path.stem]) if path is not None)
+    return digest([f"{masks.fingerprint()} {options.seed} {options.model}".encode(), *(f.read_bytes() for f in files)])
+
+
+def _key(path: Path) -> str:
+    return digest([path.read_bytes()])
 
 
 @dataclass(slots=True)
 class Results:
     """What the trainings of one seed make of some scenes."""
 
+    keys: dict[str, str]
+    """Hash of the training's file by row."""
     answers: dict[str, Tensor]
     """Labels (B, h, w) by row."""
     pictures: dict[str, list[Image.Image]]
     """Pictures by row."""
 
     @classmethod
-    def of(cls, models: Mapping[str, Models], scenes: Scenes) -> Results:
-        """Run them all."""
-        made = cls({}, {})
-        for name, model in models.items():
+    def of(cls, models: Mapping[str, tuple[str, Models]], scenes: Scenes) -> Results:
+        """Run them all, given with their hashes."""
+        made = cls({name: key for name, (key, _) in models.items()}, {}, {})
+        for name, (_, model) in models.items():
             if name == SEGMENTER:
                 made.answers[name] = answer(model, scenes)
             else:
                 made.pictures[name], made.answers[name] = restore(model, scenes)
-        made.answers[SILENT] = believe(models[JOINT], scenes)
-        made.answers[TRUE_PICTURE] = believe(models[JOINT], scenes, scenes.z_hr)
-        made.pictures[ORACLE], _ = restore(models[JOINT], scenes, scenes.true)
-        made.answers[ORACLE] = majority(scenes.true, *scenes.z_lr.shape[2:])
+        if JOINT in models:
+            key, model = models[JOINT]
+            made.keys |= dict.fromkeys(_OF_JOINT, key)
+            made.answers[SILENT] = believe(model, scenes)
+            made.answers[TRUE_PICTURE] = believe(model, scenes, scenes.z_hr)
+            made.pictures[ORACLE], _ = restore(model, scenes, scenes.true)
+            made.answers[ORACLE] = majority(scenes.true, *scenes.z_lr.shape[2:])
         return made
 
-    def count(self, scenes: Scenes, rows: dict[str, list[Row]], number: int, classes: int, deep: DeepDistance) -> None:
-        """Add labels and pictures to the rows of training `number`."""
+    def count(self, scenes: Scenes, rows: Rows, classes: int, deep: DeepDistance) -> None:
+        """Add labels and pictures to the rows of the trainings."""
         for name, found in self.answers.items():
-            of_name = rows.setdefault(name, [])
-            of_name += [Row()] * (len(of_name) <= number)
+            row = rows.setdefault(name, {}).setdefault(self.keys[name], Row())
             fitted = enlarge_labels(torch.where(found == VOID, 0, found), *scenes.true.shape[1:])
             for one, other in zip(fitted, scenes.true, strict=True):
-                of_name[number].add_labels(one, other, classes)
+                row.add_labels(one, other, classes)
         for name, pictures in self.pictures.items():
-            gathered = rows[name][number].figures
+            gathered = rows[name][self.keys[name]].figures
             for picture, original in zip(pictures, scenes.hr, strict=True):
                 gathered.setdefault("psnr_y", []).append(psnr_y(as_tensor(picture), original))
                 gathered.setdefault("deep", []).append(deep(as_tensor(picture), original))
@@ -290,18 +312,21 @@ class Results:
         return {name: picture.resize(size, Image.Resampling.NEAREST) for name, picture in told.items()}
 
 
-def summary(rows: Mapping[str, Sequence[Row]], options: Options) -> dict[str, Any]:
+def summary(rows: Rows, options: Options) -> dict[str, Any]:
     """Figures of every row with their intervals."""
-    scenes, trainings = len(rows[JOINT][0].right), len(options.apart)
-    drawn = Drawn.of(scenes, trainings, options.resamples)
-    figures = {name: sampled(row, drawn) for name, row in rows.items()}
+    files = options.files()
+    of_row = {**files, **dict.fromkeys(_OF_JOINT, files[JOINT])}
+    chosen = {name: [rows[name][_key(path)] for path in paths] for name, paths in of_row.items()}
+    drawn = Drawn.of(len(chosen[JOINT][0].right), len(options.apart), options.resamples)
+    figures = {name: sampled(row, drawn) for name, row in chosen.items()}
     found = {name: estimates(row) for name, row in figures.items()}
-    for name in options.files():
+    for name in files:
         if name not in (SEGMENTER, APART):
             found[name + _LESS_APART] = differences(figures[name], figures[APART])
     plain = {name: {key: value._asdict() for key, value in row.items()} for name, row in found.items()}
-    files = {name: [str(path) for path in paths] for name, paths in options.files().items()}
-    return {"scenes": scenes, "trainings": trainings, "seed": options.seed, "files": files, "rows": plain}
+    told = {name: [str(path) for path in paths] for name, paths in files.items()}
+    scenes, trainings = drawn.scenes_RN.shape[1], drawn.trainings_RS.shape[1]
+    return {"scenes": scenes, "trainings": trainings, "seed": options.seed, "files": told, "rows": plain}
 
 
 _COLUMNS = ((MIOU, "mIoU, % ↑", 1), ("psnr_y", "PSNR-Y ↑", 2), ("deep", "deep features ↓", 4))

@@ -17,6 +17,7 @@ import torch
 
 from seesr_core.dape import DAPE
 from seesr_core.errors import DataError, SettingsError
+from seesr_core.model_files import NANO
 from seesr_core.runtime.devices import AUTO, choose_device
 from seesr_core.runtime.files import atomic_write
 
@@ -81,6 +82,10 @@ class Options:
     """COCO "panoptic" file of the originals, for PQ and mIoU of --segmenter."""
     panoptic_masks: Path | None = None
     """Folder of its PNG files; by default the one beside it of the same name."""
+    segsr: Path | None = None
+    """A `segsr*.safetensors`, whose labels of LR, denoised beside its picture, become a row of mIoU."""
+    model: str = NANO
+    """The SeeSR model that it was trained with, as `python -m seesr_core upscale --model` takes it."""
     name: str = SR
     """What the results are called in the table."""
     paper: SemanticDataset | None = None
@@ -97,8 +102,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.resamples < 2:
             raise SettingsError(f"An interval needs at least 2 resamples, not {self.resamples}.")
-        networks = [name for name in ("detector", "segmenter") if getattr(self, name) is not None]
-        if self.annotations is not None and not networks:
+        networks = [name for name in ("detector", "segmenter", "segsr") if getattr(self, name) is not None]
+        if self.annotations is not None and self.detector is None and self.segmenter is None:
             raise SettingsError("--annotations is for --detector or --segmenter: give one of them, too.")
         if self.detector is not None and self.annotations is None:
             raise SettingsError("--detector is judged by --annotations: give them, too.")
@@ -107,12 +112,16 @@ class Options:
                 f"--detector is judged by average precision, but {why}: install it (pip install pycocotools), or leave "
                 "out --detector."
             )
-        if (self.panoptic is not None and self.segmenter is None) or (
+        if self.segsr is not None and (self.panoptic is None or self.lr is None):
+            raise SettingsError("--segsr makes labels of --lr, which are judged by --panoptic: give both, too.")
+        if (self.panoptic is not None and self.segmenter is None and self.segsr is None) or (
             self.segmenter is not None and self.annotations is None and self.panoptic is None
         ):
             raise SettingsError("--segmenter is judged by --panoptic or --annotations: they belong together.")
         if self.tagger is None and not networks:
-            raise SettingsError("Nothing to compare by: give --tagger, or --detector or --segmenter with annotations.")
+            raise SettingsError(
+                "Nothing to compare by: give --tagger, or --detector, --segmenter or --segsr with annotations."
+            )
         if networks and self.protocol == "A":
             raise SettingsError(f"Annotations are for whole images: choose --protocol B with --{networks[0]}.")
 
@@ -149,7 +158,7 @@ def _objects(cases: Sequence[Case], options: Options) -> dict[str, Any]:
 
 
 def _segments(cases: Sequence[Case], options: Options) -> dict[str, Any]:
-    if options.segmenter is None:
+    if options.segmenter is None and options.segsr is None:
         return {}
     return segmentation(
         cases,
@@ -158,6 +167,8 @@ def _segments(cases: Sequence[Case], options: Options) -> dict[str, Any]:
         annotations=options.annotations,
         panoptic=options.panoptic,
         panoptic_masks=options.panoptic_masks,
+        segsr=options.segsr,
+        model=options.model,
     )
 
 

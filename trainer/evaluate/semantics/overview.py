@@ -8,6 +8,7 @@ from typing import Any
 from ..quality.compute import BICUBIC, HR, SR
 from ..quality.paper import SemanticDataset, table3
 from ..report.tables import Column, markdown
+from .segmentation import SEGSR
 
 TITLES: Mapping[str, str] = {
     "tags": "tags of HR, mAP",
@@ -46,7 +47,7 @@ def paper_rows(dataset: SemanticDataset | None) -> dict[str, Any]:
 
 def overview(report: Mapping[str, Any]) -> str:
     """The table as Markdown; columns that nobody has a figure for are left out."""
-    rows = {_title(row, report): _figures(row, report) for row in (BICUBIC, SR, HR)}
+    rows = {_title(row, report): _figures(row, report) for row in (BICUBIC, SR, HR, SEGSR)}
     rows = {title: figures for title, figures in rows.items() if figures}
     paper: Mapping[str, Mapping[str, float]] = report["paper"].get("rows", {})
     rows |= {f"{method} (paper, Table 3)": dict(figures) for method, figures in paper.items()}
@@ -60,7 +61,7 @@ def overview(report: Mapping[str, Any]) -> str:
 
 
 def _title(row: str, report: Mapping[str, Any]) -> str:
-    return {SR: report["name"], HR: "HR (GT)"}.get(row, row)
+    return {SR: report["name"], HR: "HR (GT)", SEGSR: "SegSR, labels of its own"}.get(row, row)
 
 
 def _figures(row: str, report: Mapping[str, Any]) -> dict[str, float]:

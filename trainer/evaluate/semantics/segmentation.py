@@ -12,6 +12,10 @@ import torch
 from PIL import Image
 
 from seesr_core.errors import DataError, WeightsError
+from seesr_core.model_files import NANO
+from seesr_core.models import Models, load_models, with_segsr
+from seesr_core.pictures.reading import read_photo
+from seesr_core.pipeline import SeeSRPipeline
 
 from ..pictures import as_picture
 from ..quality.compute import SR, Case
@@ -28,6 +32,8 @@ from .panoptic import (
 )
 from .precision import Truths, encode, why_absent
 
+SEGSR = "SegSR"
+"""Row of the labels that were denoised beside the picture."""
 INSTANCES, PANOPTIC, SEMANTIC = "instances", "panoptic segments", "class maps"
 SETTINGS: Mapping[str, str] = {
     INSTANCES: "COCO mask AP by pycocotools: IoU 0.50 … 0.95, 100 masks a picture, all sizes, scores from 0",
@@ -155,6 +161,46 @@ class Segmenter:
         return classes
 
 
+@dataclass(frozen=True, slots=True)
+class JointLabels:
+    """SegSR as a segmenter: the labels that it denoises beside its picture of LR."""
+
+    models: Models
+    """A SeeSR model with SegSR."""
+
+    @classmethod
+    def load(cls, path: Path, model: str, device: torch.device) -> JointLabels:
+        """SegSR from a file, around a model.
+
+        Raises:
+            SeeSRError: either cannot be had, or they do not belong together.
+        """
+        return cls(with_segsr(load_models(model, device=str(device)), path))
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names of its classes, in lower case."""
+        assert self.models.segsr is not None
+        return {number: name.lower() for number, name in enumerate(self.models.segsr.classes.names)}
+
+    def __call__(self, case: Case, size: tuple[int, int]) -> Raw:
+        """The class of each pixel of a case's result.
+
+        Raises:
+            DataError: the case has no LR, or LR does not become a picture of the `size` (width, height) annotated.
+        """
+        if case.lr is None:
+            raise DataError(f"{case.name} has no LR, of which SegSR makes its labels: give --lr.")
+        labels = SeeSRPipeline(models=self.models)(read_photo(case.lr).rgb).labels
+        assert labels is not None
+        if (found := (labels.shape[1], labels.shape[0])) != size:
+            raise DataError(
+                f"{case.lr} becomes {found[0]}×{found[1]} pixels by SegSR, its annotations are for "
+                f"{size[0]}×{size[1]}; give LR photos and a model whose scale belong to them."
+            )
+        return Raw(semantic=labels.cpu().numpy().astype(np.int64))
+
+
 @dataclass(kw_only=True, slots=True)
 class _Row:
     """What gathers for bicubic, result or original."""
@@ -180,9 +226,16 @@ class _Truth:
 
     @classmethod
     def of(
-        cls, path: Path, name: str, categories: dict[int, str], pictures: set[str], names: Mapping[int, str]
+        cls,
+        path: Path,
+        name: str,
+        categories: dict[int, str],
+        pictures: set[str],
+        names: Mapping[int, str],
+        known: set[str] | None = None,
     ) -> _Truth:
-        shared = shared_categories(path, name, categories, set(names.values()))
+        """What of some annotations is judged: the categories that are in `names`, and in `known` if that is given."""
+        shared = shared_categories(path, name, categories, set(names.values()) if known is None else known)
         by_name = {label.lower(): number for number, label in shared.items()}
         own = {number: by_name[label] for number, label in names.items() if label in by_name}
         unknown = sorted(set(categories.values()) - set(shared.values()))
@@ -194,9 +247,11 @@ class Segmentation:
     """The measurement of one folder of results."""
 
     name: str
-    """Name of the segmenter."""
-    segmenter: Judged
+    """Name of the segmenter, or of SegSR's file alone."""
+    segmenter: Judged | None
     """The segmenter."""
+    joint: tuple[_Truth, JointLabels] | None = None
+    """Truth and SegSR, for mIoU of a row of its own."""
     instances: tuple[_Truth, Truths] | None = None
     """Truth and annotations for AP."""
     panoptic: tuple[_Truth, PanopticAnnotations] | None = None
@@ -211,7 +266,7 @@ class Segmentation:
         Raises:
             SeeSRError: pictures cannot be used or do not belong to the annotations.
         """
-        truths = [given[0] for given in (self.instances, self.panoptic) if given is not None]
+        truths = [given[0] for given in (self.instances, self.panoptic, self.joint) if given is not None]
         annotated = [case for case in cases if any(case.name in truth.pictures for truth in truths)]
         if truths and not annotated:
             raise DataError(f"{truths[0].path} names none of the pictures, such as {cases[0].name}.")
@@ -224,7 +279,7 @@ class Segmentation:
             "unknown_categories": sorted({label for truth in truths for label in truth.unknown}),
             "not_annotated": [case.name for case in cases if case not in annotated],
             "absent": self.absent,
-            "settings": {task: SETTINGS[task] for task in sorted(self.segmenter.tasks)},
+            "settings": {task: SETTINGS[task] for task in sorted(self._tasks())},
             "rows": {row: self._figures(gathered) for row, gathered in self._rows.items()},
         }
 
@@ -236,14 +291,27 @@ class Segmentation:
         if truth is not None:
             height, width = truth.ids_HW.shape
             check_size(case, pictures[SR], (width, height))
+        if self.joint and truth is not None:
+            shared, labels = self.joint
+            raw = labels(case, (truth.ids_HW.shape[1], truth.ids_HW.shape[0]))
+            _count(self._rows.setdefault(SEGSR, _Row()), raw, truth.only(shared.categories), shared.own)
+        if self.segmenter is not None:
+            self._add_segmented(case, pictures, truth, self.segmenter)
+
+    def _add_segmented(
+        self, case: Case, pictures: Mapping[str, torch.Tensor], truth: Segmented | None, segmenter: Judged
+    ) -> None:
         stuff = self._stuff()
         for row, pixels in pictures.items():
-            raw = self.segmenter(as_picture(pixels), stuff)
+            raw = segmenter(as_picture(pixels), stuff)
             gathered = self._rows.setdefault(row, _Row())
             if self.instances and case.name in self.instances[0].pictures:
                 gathered.instances[case.name] = list(_encoded(raw, self.instances[0].own))
             if self.panoptic and truth is not None:
                 _count(gathered, raw, truth.only(self.panoptic[0].categories), self.panoptic[0].own)
+
+    def _tasks(self) -> frozenset[str]:
+        return self.segmenter.tasks if self.segmenter is not None else frozenset({SEMANTIC})
 
     def _stuff(self) -> set[int]:
         """The segmenter's numbers of categories without instances."""
@@ -253,8 +321,8 @@ class Segmentation:
 
     def _figures(self, row: _Row) -> dict[str, float]:
         found = {"pq": row.quality.result(), "miou": row.iou.result()}
-        figures = {key: value for key, value in found.items() if value is not None and key not in self.absent}
-        if self.instances:
+        figures = {key: value for key, value in found.items() if value is not None}
+        if self.instances and row.instances:
             shared, truths = self.instances
             precision = truths.precision(sorted(row.instances), shared.categories, row.instances)
             figures |= {f"{key}_masks": value for key, value in precision.items()}
@@ -282,19 +350,45 @@ def _count(row: _Row, raw: Raw, truth: Segmented, own: Mapping[int, int]) -> Non
 
 def segmentation(
     cases: Sequence[Case],
-    name: str,
+    name: str | None,
     device: torch.device,
     *,
     annotations: Path | None = None,
     panoptic: Path | None = None,
     panoptic_masks: Path | None = None,
+    segsr: Path | None = None,
+    model: str = NANO,
 ) -> dict[str, Any]:
     """AP of masks, PQ and mIoU of the segmenter on every row, in percent; what cannot be had is told in `absent`.
 
+    With `segsr` there is a row of the labels that it denoises beside the `model`'s picture of LR; it and the segmenter
+    are then judged by the categories that both know.
+
     Raises:
-        SeeSRError: segmenter, annotations or pictures cannot be used or do not belong together.
+        SeeSRError: segmenter, SegSR, annotations or pictures cannot be used or do not belong together.
     """
-    segmenter = Segmenter.load(name, device)
+    segmenter: Judged | None = Segmenter.load(name, device) if name is not None else None
+    joint = JointLabels.load(segsr, model, device) if segsr is not None else None
+    title = " and ".join(str(part) for part in (name, segsr) if part is not None)
+    absent = {} if segmenter is None else _absent(str(name), segmenter, annotations, panoptic)
+    work = Segmentation(name=title, segmenter=segmenter, absent=absent)
+    if segmenter is not None and annotations is not None and "ap_masks" not in absent:
+        read = Truths.read("segm", annotations)
+        truth = _Truth.of(annotations, title, read.categories, set(read.pictures), segmenter.names)
+        work.instances = truth, read
+    if panoptic is not None:
+        masks = read_panoptic(panoptic, panoptic_masks)
+        judged = [part.names for part in (segmenter, joint) if part is not None]
+        known = set.intersection(*({*names.values()} for names in judged))
+        of = {"path": panoptic, "name": title, "categories": masks.categories, "pictures": set(masks.files)}
+        truths = [_Truth.of(**of, names=names, known=known) for names in judged]  # type: ignore[arg-type]
+        work.panoptic = truths[0], masks
+        work.joint = (truths[-1], joint) if joint is not None else None
+    return work.run(cases)
+
+
+def _absent(name: str, segmenter: Judged, annotations: Path | None, panoptic: Path | None) -> dict[str, str]:
+    """Figures of a segmenter that there will not be, and why."""
     absent = {}
     for figure, task, option, given in (
         ("ap_masks", INSTANCES, "--annotations", annotations),
@@ -307,12 +401,4 @@ def segmentation(
             absent[figure] = f"{name} gives no {task}"
         elif figure == "ap_masks" and why_absent():
             absent[figure] = why_absent()
-    work = Segmentation(name=name, segmenter=segmenter, absent=absent)
-    if annotations is not None and "ap_masks" not in absent:
-        read = Truths.read("segm", annotations)
-        truth = _Truth.of(annotations, name, read.categories, set(read.pictures), segmenter.names)
-        work.instances = truth, read
-    if panoptic is not None:
-        masks = read_panoptic(panoptic, panoptic_masks)
-        work.panoptic = _Truth.of(panoptic, name, masks.categories, set(masks.files), segmenter.names), masks
-    return work.run(cases)
+    return absent
