@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from seesr_core.errors import DataError, SettingsError
-from seesr_core.formats.control import read_control
+from seesr_core.formats.base import load_base
+from seesr_core.formats.control import ControlParts, read_control, write_control
+from seesr_core.formats.ram import write_dape
 from seesr_core.model_files import NANO, find_model
 from seesr_core.models import load_models
 from seesr_core.pipeline import SeeSRPipeline
@@ -28,9 +31,12 @@ from trainer.engine.frozen import keep_frozen
 from trainer.engine.loop import train
 from trainer.stage2.batches import tag_prompts
 
+from .checkpoint_files import randomize, tokenizer_files, unet_config
 from .stage2_nets import small_networks, write_photos
+from .tiny_model import DEFAULTS, SCHEDULER, networks, tagger
 
 SHAPE = (2, 4, 3, 5)
+KINDS = (("down", "Encoder"), ("up", "Decoder"))
 
 
 def draws(seed: int) -> torch.Generator:
@@ -236,3 +242,55 @@ def test_the_student_upscales_by_its_own_settings(finished: Path) -> None:
     result = SeeSRPipeline(models=models)(photo, settings)
     assert result.image.size == (96, 64)
     assert settings.denoised_timesteps() == [249]
+
+
+@pytest.fixture(scope="module")
+def published_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher around an autoencoder of SD-2's kind, its base a diffusers folder."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    folder = tmp_path_factory.mktemp("published") / "teacher"
+    parts = networks()
+    write_control(
+        folder / "seesr.safetensors",
+        ControlParts.from_modules(parts["unet"], parts["controlnet"], base="tiny", defaults=DEFAULTS),
+        dtype=torch.float32,
+    )
+    write_dape(folder / "dape.safetensors", *tagger(), dtype=torch.float32)
+    levels: dict[str, Any] = {f"{side}_block_types": (f"{side.title()}{kind}Block2D",) * 4 for side, kind in KINDS}
+    vae = AutoencoderKL(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, latent_channels=4, **levels)
+    made = {"unet": UNet2DConditionModel.from_config(unet_config([False, True], widths=[32, 64]))}
+    made |= {"vae": randomize(vae, 3), "text_encoder": parts["text_encoder"]}
+    made["unet"].load_state_dict(parts["unet"].state_dict(), strict=False)
+    for name, network in made.items():
+        network.save_pretrained(folder / "base" / name)
+    (folder / "base" / "tokenizer").mkdir()
+    tokenizer_files().write(folder / "base" / "tokenizer")
+    (folder / "base" / "scheduler").mkdir()
+    (folder / "base" / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER), "utf-8")
+    return folder
+
+
+def test_a_student_with_sd_2_s_autoencoder_is_a_diffusers_folder(published_teacher: Path) -> None:
+    out, photos = published_teacher.parent / "student", write_photos(published_teacher.parent)
+    arguments = ["--recipe", "debug", "--data", str(photos), "--teacher-model", str(published_teacher)]
+    assert main([*arguments, "--out", str(out), "--loop.steps", "2", "--loop.sample-every", "0"]) == 0
+    files = find_model(out)
+    assert files.base == out / "model" / "base"
+    teacher, student = (load_base(folder / "base") for folder in (published_teacher, out / "model"))
+    assert type(student.vae).__name__ == "AutoencoderKL"
+    assert student.vae.config.scaling_factor == teacher.vae.config.scaling_factor
+    assert student.scheduler == teacher.scheduler
+    assert student.unet_state.keys() == teacher.unet_state.keys()
+    halves = {name: tensor.half() for name, tensor in teacher.vae.state_dict().items()}
+    assert all(torch.equal(tensor.half(), halves[name]) for name, tensor in student.vae.state_dict().items())
+    moved = [
+        key for key, tensor in teacher.unet_state.items() if not torch.equal(tensor.half(), student.unet_state[key])
+    ]
+    assert len(moved) > 10
+    models = load_models(out, device="cpu", dtype="fp32")
+    lr = torch.randint(0, 256, (16, 24, 3), dtype=torch.uint8, generator=draws(0)).numpy()
+    assert SeeSRPipeline(models=models)(lr, UpscaleSettings.for_model(models.defaults, min_size=64)).image.size == (
+        96,
+        64,
+    )

@@ -12,8 +12,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 
+_FLOAT = 4
+
+
+def scratch(func: Callable[..., Any], args: Sequence[Any]) -> int:
+    """Bytes that a convolution takes for itself beside what it returns, as torch's CPU kernels do: a copy of the weight
+    in another layout, and its gradient in float32 in that layout. Kernels of one place need neither."""
+    if func is torch.ops.aten.convolution.default:
+        weight, gradient = args[1], False
+    elif func is torch.ops.aten.convolution_backward.default:
+        weight, gradient = args[2], args[-1][1]
+    else:
+        return 0
+    spatial = weight.shape[2:].numel() > 1
+    return spatial * int(weight.numel()) * (_FLOAT if gradient else int(weight.element_size()))
+
+
 class LiveBytes(TorchDispatchMode):
-    """Within the block, counts the bytes of all tensors that operations make, as long as they live.
+    """Within the block, counts the bytes of all tensors that operations make, as long as they live, and what
+    convolutions take meanwhile (`scratch`).
 
     Args:
         known: tensors that were there before and do not count.
@@ -30,6 +47,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._see, result)
+        self.peak = max(self.peak, self.now + scratch(func, args))
         return result
 
     def elsewhere(self) -> torch.autograd.graph.saved_tensors_hooks:
