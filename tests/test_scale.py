@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from seesr_core.errors import SettingsError
+from trainer.capacity.counting import Counted, count, count_segsr, count_student
 from trainer.capacity.dry_run import GIB
-from trainer.capacity.scale import Counted, ScaleCommand, count, count_student, layout, lines
+from trainer.capacity.scale import ScaleCommand, layout, lines
 from trainer.distill.recipes import DISTILL_RECIPES
 from trainer.engine.command import get_recipe
 from trainer.nano.tagger import tagger_config
+from trainer.segsr.recipes import SEGSR_RECIPES
 from trainer.stage2.recipes import STAGE2_RECIPES
 
 from .small_nets import unet_config
@@ -67,6 +69,20 @@ def test_a_student_and_its_follower_are_counted_once_with_their_teacher() -> Non
     assert both.steered - both.trained == alone.steered - alone.trained
     assert both.steered_bytes == 4 * both.steered
     assert min(both.per_image, both.trained_flops, both.frozen_flops) > 0
+
+
+@pytest.mark.slow
+def test_segsr_is_counted_beside_the_model_that_it_joins() -> None:
+    sizes: dict[str, Any] = {"unet": unet_config(), "tagger": tagger_config(2, 64)}
+    recipe = replace(get_recipe(SEGSR_RECIPES, "debug"), trained="image-encoder", own=0.0)
+    joint, alone = count_segsr(recipe, **sizes), count(recipe, **sizes)
+    added = joint.trained - alone.trained
+    assert 0 < added == joint.steered - alone.steered
+    assert joint.steered_bytes - alone.steered_bytes == 4 * added
+    assert joint.trained_flops > alone.trained_flops
+    own = count_segsr(replace(recipe, own=1.0, unroll=2), **sizes)
+    assert (own.trained_flops, own.per_image) == (joint.trained_flops, joint.per_image)
+    assert own.frozen_flops > joint.frozen_flops == alone.frozen_flops
 
 
 def test_the_largest_pass_that_fits_divides_the_batch() -> None:

@@ -14,7 +14,7 @@ from seesr_core.formats.base import load_base
 from seesr_core.formats.control import read_control
 from seesr_core.formats.ram import read_dape
 from seesr_core.model_files import NANO, find_model
-from seesr_core.segsr.model import SegSR, SegSRConfig
+from seesr_core.segsr.model import ClassList, SegSR, SegSRConfig
 
 from ..capacity.dry_run import sample, show, small_dry_run
 from ..data.crops import write_skipped
@@ -79,7 +79,7 @@ def run(options: SegSRCommand) -> Path | None:
     masks.check(photos)
     dape, vocabulary = read_dape(options.dape)
     networks = build_networks(load_base(options.base), dape, config, read_control(options.seesr))
-    segsr = build_segsr(config, networks, masks)
+    segsr = build_segsr(config, networks, masks.classes)
     if options.dry_run:
         crops = make_crops(sample(photos), config, workers=0, memory=0)
 
@@ -92,7 +92,7 @@ def run(options: SegSRCommand) -> Path | None:
     return train_segsr(config, networks, photos, segsr, masks, options.out, vocabulary=vocabulary)
 
 
-def build_segsr(config: SegSRTrainConfig, networks: Networks, masks: Masks) -> SegSR:
+def build_segsr(config: SegSRTrainConfig, networks: Networks, classes: ClassList) -> SegSR:
     """Fresh SegDM and bridge; their start depends on the seed alone.
 
     Raises:
@@ -113,7 +113,7 @@ def build_segsr(config: SegSRTrainConfig, networks: Networks, masks: Masks) -> S
         bridged=config.mode == "joint",
     )
     with scoped_seed(config.loop.seed, Stream.SEGSR_WEIGHTS):
-        return SegSR(sizes, masks.classes, defaults=config.sampling())
+        return SegSR(sizes, classes, defaults=config.sampling())
 
 
 def train_segsr(
