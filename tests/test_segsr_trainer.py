@@ -331,7 +331,7 @@ def test_the_proof_compares_the_three_ways(scenes: Path, trained: Path, tmp_path
     assert table(report).count("\n") == 11
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.segsr.proof.load", lambda *_: pytest.fail("measured again"))
-        assert prove(replace(options, known=options.json, json=tmp_path / "again.json"))["rows"] == report["rows"]
+        assert prove(replace(options, known=(options.json,), json=tmp_path / "again.json"))["rows"] == report["rows"]
     with pytest.raises(SettingsError, match="expected 2 files of each"):
         replace(options, joint=loud[:1])
 

@@ -203,11 +203,12 @@ def _picture_6(server: Server, graph: dict[str, Any]) -> np.ndarray:
     return picture
 
 
-def test_13_the_segmentation_is_denoised_beside_the_picture(server: Server, object_info: dict[str, Any]) -> None:
-    graph = api(13, object_info)
-    run = server.run(graph)
-    (picture,) = saved(server, run, graph, "seesr_segsr")
-    (labels,) = saved(server, run, graph, "seesr_segsr_labels")
+def test_13_the_segmentation_is_denoised_beside_the_picture(each_server: Server) -> None:
+    nano.files_for_workflows(each_server.put)
+    graph = api(13, each_server.get("/object_info"))
+    run = each_server.run(graph)
+    (picture,) = saved(each_server, run, graph, "seesr_segsr")
+    (labels,) = saved(each_server, run, graph, "seesr_segsr_labels")
     assert picture.shape == labels.shape == (4 * HEIGHT, 4 * WIDTH, 3)
     with safe_open(nano.NANO / "segsr" / "segsr-nano.safetensors", "pt") as file:
         palette = {tuple(colour) for colour in json.loads(file.metadata()["palette"])}

@@ -78,8 +78,8 @@ class Options:
     """Picture of some scenes to write, by the first training of each row."""
     efficientnet: Path | None = None
     """Weights of EfficientNet-Lite0; by default those of its package."""
-    known: Path | None = None
-    """Report of an earlier run on the same scenes, whose rows are taken over for files that it measured."""
+    known: tuple[Path, ...] = ()
+    """Reports of earlier runs on the same scenes, whose rows are taken over for files that they measured."""
     limit: int = 0
     """Most scenes; 0 takes all."""
     resamples: int = 1000
@@ -209,7 +209,10 @@ def prove(options: Options) -> dict[str, Any]:
         raise DataError(f"{options.data} should have folders HR and LR with scenes of the same names.")
     deep = DeepDistance.load(options.efficientnet)
     measured = _measured(photos, masks, options)
-    rows: Rows = read_rows(options.known, measured) if options.known else {}
+    rows: Rows = {}
+    for earlier in options.known:
+        for name, found in read_rows(earlier, measured).items():
+            rows.setdefault(name, {}).update(found)
     trainings = [
         {
             name: (_key(files[number]), load(options.model, files[number]))
