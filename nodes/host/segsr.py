@@ -207,7 +207,7 @@ class SegSRPatch:
     def _initial(self, z_lr: Tensor) -> Tensor | None:
         if self.labels_BHW is None:
             return None
-        bits = label_latent(self.labels_BHW, self.segsr.codes, *z_lr.shape[2:])
+        bits = label_latent(self.labels_BHW, self.segsr.networks.codes, *z_lr.shape[2:])
         return comfy.utils.repeat_to_batch_size(bits, len(z_lr))
 
     def _z_lr(self, guider: Any, latent_image: Tensor) -> Tensor:

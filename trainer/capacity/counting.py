@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -145,9 +145,9 @@ def _networks(config: Stage2Config, unet: dict[str, Any], dape: DAPE) -> Network
     base = Base(unet_config=unet, unet_state={}, vae=nothing, text_encoder=nothing, tokenizer=None, scheduler={})
     if config.trained == "lora":
         raise SettingsError(ADAPTERS)
-    nets = build_networks(
-        base, dape, replace(config, trained="all", frozen_dtype="fp32")
-    )  # which asks for no weights to start from
+    # All is trained at first, which asks for no weights to start from, and which only stage 2 can name.
+    known = {field.name: getattr(config, field.name) for field in fields(Stage2Config)}
+    nets = build_networks(base, dape, Stage2Config(**{**known, "trained": "all", "frozen_dtype": "fp32"}))
     choose_trained(nets, config)
     keep_frozen(nets.unet, config.frozen_dtype, but=RCA)
     nets.unet.train()

@@ -46,8 +46,8 @@ class Row:
     @classmethod
     def of(cls, kept: _Kept) -> Row:
         """What `plain` wrote."""
-        counts = ([torch.tensor(scene).double() for scene in scenes] for scenes in (kept.right, kept.either))
-        return cls(*counts, dict(kept.figures))
+        right, either = ([torch.tensor(scene).double() for scene in scenes] for scenes in (kept.right, kept.either))
+        return cls(right, either, dict(kept.figures))
 
     def add_labels(self, found: Tensor, true: Tensor, classes: int) -> None:
         """Count one scene; void does not count."""
