@@ -86,8 +86,11 @@ def draw(path: Path, fitted: Sequence[Line], title: str) -> None:
     for field, unit in zip(fields, ("CPU-s", "MiB"), strict=True):
         for one in (one for one in fitted if one.unit == unit):
             _plot(field, one)
-        field.set(xlabel="megapixels of the result", ylabel=unit, xscale="log", yscale="log")
-        field.grid(True, which="both", alpha=0.3)
+        sizes = sorted({x for one in fitted for x in one.megapixels})
+        field.set(xlabel="megapixels of the result", ylabel=unit, xscale="log")
+        field.set(yscale="log" if unit == "CPU-s" else "linear", xticks=sizes, xticklabels=[f"{x:.2g}" for x in sizes])
+        field.minorticks_off()
+        field.grid(True, alpha=0.3)
         field.legend(fontsize=8)
     figure.suptitle(title)
     figure.tight_layout()
