@@ -35,7 +35,7 @@ def test_two_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert np.array_equal(np.asarray(before), np.asarray(small))
     assert np.abs(np.asarray(after.convert("RGB")).astype(int) - np.asarray(large)).mean() < 6
     text = page.read_text(encoding="utf-8")
-    assert "aspect-ratio: 48 / 32" in text
+    assert "--ratio: 48 / 32" in text
     assert "a &amp; b.png, 12×8 | large.tif, 48×32" in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
 

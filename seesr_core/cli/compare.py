@@ -34,7 +34,9 @@ _PAGE = """<!DOCTYPE html>
 body {{ margin: 2rem auto; max-width: 1200px; padding: 0 1rem; background: #181818; color: #ddd;
   font: 16px/1.5 system-ui, sans-serif; }}
 figure {{ margin: 0 0 3rem; }}
-.pair {{ position: relative; overflow: hidden; --at: 50%; }}
+.pair {{ position: relative; overflow: hidden; --at: 50%; max-width: calc(90vh * var(--ratio));
+  aspect-ratio: var(--ratio); }}
+.pair:has(:focus-visible) {{ outline: 2px solid #7ab8ff; }}
 .pair img {{ display: block; width: 100%; }}
 .pair .before {{ position: absolute; inset: 0; height: 100%; clip-path: inset(0 calc(100% - var(--at)) 0 0); }}
 .pair::after {{ content: ""; position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; margin-left: -1px;
@@ -51,7 +53,7 @@ for (const slider of document.querySelectorAll("input"))
 </html>
 """
 _FIGURE = """<figure>
-<div class="pair" style="aspect-ratio: {width} / {height}">
+<div class="pair" style="--ratio: {width} / {height}">
 <img class="after" src="{after}" alt="{after_name}">
 <img class="before" src="{before}" alt="{before_name}">
 <input type="range" min="0" max="100" step="0.1" value="50" aria-label="How much of {before_name} shows">

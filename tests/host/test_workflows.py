@@ -39,8 +39,15 @@ def defaults() -> dict[str, Any]:
     return settings
 
 
+def skip_on_older_hosts(number: int, info: dict[str, Any]) -> None:
+    """Workflow 8 has the node in whose favour newer hosts deprecate their older one."""
+    if number == 8 and "BatchImagesNode" not in info:
+        pytest.skip("this host has no BatchImagesNode")
+
+
 def api(number: int, info: dict[str, Any], *, wake: int | None = None) -> dict[str, Any]:
     """A workflow by number in the server's form, small; `wake` switches on nodes of that mode."""
+    skip_on_older_hosts(number, info)
     loaded = nano.workflow(number)
     return nano.small(graphs.to_api(loaded if wake is None else nano.waking(loaded, wake), info))
 
@@ -85,6 +92,7 @@ def test_every_workflow_has_a_number_and_a_picture() -> None:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_fits_the_nodes(path: Path, object_info: dict[str, Any]) -> None:
     """Nodes, inputs, links and widget values agree with the schemas; only names of files may be unknown here."""
+    skip_on_older_hosts(nano.number_of(path), object_info)
     real = nano.number_of(path) in REAL_NUMBERS
     graph = graphs.to_api(graphs.load(path), object_info, check=not real)
     assert any(object_info[node["class_type"]]["output_node"] for node in graph.values())
@@ -105,6 +113,7 @@ def test_is_readable(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_no_node_is_deprecated(path: Path, object_info: dict[str, Any]) -> None:
+    skip_on_older_hosts(nano.number_of(path), object_info)
     nodes = [object_info[node["type"]] for node in graphs.load(path)["nodes"] if node["type"] not in graphs.VIRTUAL]
     assert not [node["name"] for node in nodes if node.get("deprecated") or node.get("experimental")]
 
@@ -135,6 +144,7 @@ def test_nano_settings_are_the_files(number: int, defaults: dict[str, Any], obje
         14: {"solver", "steps", "cfg", "start_timestep", "color_fix"},
     }
     own = others.get(number, set())
+    skip_on_older_hosts(number, object_info)
     graph = graphs.to_api(nano.workflow(number), object_info, check=False)
     for setting, expected in defaults.items():
         if setting not in own:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from seesr_core.pictures.reading import read_photo
 from seesr_core.pictures.writing import save_sixteen
@@ -16,6 +16,7 @@ from ..tiny_model import photo
 from .command import names, refusal, run
 
 DURATIONS = [100, 200, 300]
+AVIF = pytest.param(".avif", marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF"))
 
 
 def film(path: Path) -> Path:
@@ -25,7 +26,7 @@ def film(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif", AVIF])
 def test_frame_by_frame_into_the_same_kind(model: Path, tmp_path: Path, suffix: str) -> None:
     """As many frames, as long, each four times larger; equal frames give equal results, as they share the seed."""
     (tmp_path / "in").mkdir()
