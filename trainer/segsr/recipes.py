@@ -83,7 +83,7 @@ def segsr() -> SegSRTrainConfig:
 
     Reproduces: nothing published; the sizes and the settings are ours.
     Expected: not measured at full size.
-    Hardware: one GPU of 24 GB; `--dry-run` plans the memory. Not run on one yet.
+    Hardware: one GPU of 24 GB, planned by `python -m trainer.scale --recipe segsr` (docs/semantics.md); not run yet.
     Command: python -m trainer.segsr --recipe segsr --data photos --masks labels --base sd-2-base
         --dape dape.safetensors --seesr seesr.safetensors --out runs/segsr
     """
