@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from seesr_core.formats.base import load_base
 from seesr_core.formats.control import read_control
 from seesr_core.formats.ram import read_dape
 from tests.golden import ROOT
 from trainer.nano.__main__ import main
-from trainer.nano.build import BASE, CONTROL, DAPE_FILE
+from trainer.nano.build import BASE, CONTROL, DAPE_FILE, Builder
+from trainer.nano.recipe import NANO_RECIPES
 
 pytestmark = pytest.mark.slow
 
@@ -67,10 +69,18 @@ def test_the_last_part_changes_the_decoder_and_not_the_encoder(run: Path):
 def test_a_build_goes_on_from_a_model(run: Path, tmp_path: Path):
     """With `--init` autoencoder, U-Net and ControlNet start where that model was, not afresh."""
     given = ["--recipe", "debug", "--photos", str(run.parent / "photos.jsonl"), "--out", str(tmp_path)]
-    assert main([*given, "--init", str(run / "model"), *_still("prior.stage2", "few-steps", "decoder")]) == 0
+    assert main([*given, "--init", str(run / "model"), *_still("prior.stage2", "few-steps", "decoder", "texture")]) == 0
     old, new = (load_base(folder / "model" / BASE).unet_state for folder in (run, tmp_path))
     for name, tensor in old.items():
         torch.testing.assert_close(new[name].float(), tensor.float(), atol=1e-3, rtol=1e-3)
+
+
+def test_the_texture_goes_part_of_the_way(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    builder = Builder(NANO_RECIPES["debug"](), run.parent / "photos.jsonl", tmp_path)
+    save_file({"decoder.a": torch.tensor([1.0, 2.0])}, tmp_path / "decoder.safetensors")
+    monkeypatch.setattr(builder, "_tuned", lambda part, config: {"decoder.a": torch.tensor([2.0, 0.0])})
+    builder.texture()
+    torch.testing.assert_close(load_file(tmp_path / "texture.safetensors"), {"decoder.a": torch.tensor([1.65, 0.7])})
 
 
 def _still(*parts: str) -> list[str]:

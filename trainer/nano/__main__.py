@@ -33,9 +33,9 @@ class NanoCommand(command.RecipeCommand):
     autoencoder: Path | None = None
     """Autoencoder to take instead of training one: an `autoencoder.safetensors` of a run, or a base file."""
     teacher: Path | None = None
-    """Super-resolution network (any file that spandrel loads) that the parts few-steps and decoder learn from, too."""
+    """Super-resolution network (any file that spandrel loads) that the parts from few-steps on learn from, too."""
     parts: tuple[str, ...] = ()
-    """Build only these: autoencoder, tagger, dape, tags, prior, control, few-steps, decoder, package."""
+    """Build only these: autoencoder, tagger, dape, tags, prior, control, few-steps, decoder, texture, package."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,6 +62,8 @@ BASE, DAPE_FILE, CONTROL = (
     "dape/dape-nano.safetensors",
     "seesr/seesr-nano-control.safetensors",
 )
+_WITH_DECODER = ("decoder", "texture")
+"""Parts that tune the decoder, too, in their order."""
 _DECODER_START = "decoder.layers.0.weight"
 
 
@@ -108,6 +110,7 @@ class Builder:
             "control": (self.out / "control" / "seesr-control.safetensors", self.control),
             "few-steps": (self.out / "few-steps.safetensors", self.few_steps),
             "decoder": (self.out / "decoder.safetensors", self.decoder),
+            "texture": (self.out / "texture.safetensors", self.texture),
             "package": (self.out / "model" / CONTROL, self.package),
         }
 
@@ -245,15 +248,25 @@ class Builder:
 
     def few_steps(self) -> None:
         """Tune U-Net, ControlNet and RCA end to end for the steps that ship."""
-        weights = self._tuned(self.config.few_steps)
+        weights = self._tuned("few-steps", self.config.few_steps)
         _save(self.parts["few-steps"][0], weights)
 
     def decoder(self) -> None:
         """Tune the autoencoder's decoder together with them, on the latents that they restore and on exact ones."""
-        weights = self._tuned(self.config.decoder)
+        weights = self._tuned("decoder", self.config.decoder)
         _save(self.parts["decoder"][0], weights)
 
-    def _tuned(self, config: FewStepConfig) -> dict[str, torch.Tensor]:
+    def texture(self) -> None:
+        """Tune all of them against a critic, and go a part of the way to what comes of it.
+
+        Weights between those before and those after, w + a·(w' − w), keep much of the texture and little of the
+        patterns that a critic brings (network interpolation of ESRGAN, Wang et al. 2018, arXiv:1809.00219).
+        """
+        after, share = self._tuned("texture", self.config.texture), self.config.texture_share
+        before = load_tensors(self.parts["decoder"][0])
+        _save(self.parts["texture"][0], {name: torch.lerp(before[name], after[name].float(), share) for name in after})
+
+    def _tuned(self, part: str, config: FewStepConfig) -> dict[str, torch.Tensor]:
         """What a few-step tuning makes of the run's networks."""
         crops, prompts = self._tagged_crops(config)
         task = FewStepTask(
@@ -266,7 +279,7 @@ class Builder:
             features=load_efficientnet() if config.deep_weight else None,
             pool_folder=self.out / "shown",
         )
-        weights = train(task, config.loop, self.out / f"tuned-{config.learns}", identity=task.identity())
+        weights = train(task, config.loop, self.out / f"tuned-{part}", identity=task.identity())
         return without_critic(weights)
 
     def _networks(self, config: Stage2Config) -> Networks:
@@ -275,7 +288,7 @@ class Builder:
         networks = build_networks(load_base(self.parts["prior"][0]), self._dape(), config, start)
         networks.vae = self._vae().requires_grad_(False)
         both = nn.ModuleDict({"unet": networks.unet, "controlnet": networks.controlnet})
-        for tuned in (self.parts[part][0] for part in ("few-steps", "decoder")):
+        for tuned in (self.parts[part][0] for part in ("few-steps", *_WITH_DECODER)):
             if tuned.exists():
                 both.load_state_dict(load_tensors(tuned), strict=False)
         return networks
@@ -306,9 +319,9 @@ class Builder:
             write_text(path, "".join("\t".join(row) + "\n" for row in rows))
 
     def _vae(self) -> Any:
-        """The run's autoencoder, its decoder the tuned one if it is there."""
-        decoder = self.parts["decoder"][0]
-        weights = load_tensors(self.parts["autoencoder"][0]) | (load_tensors(decoder) if decoder.exists() else {})
+        """The run's autoencoder, its decoder the one that was tuned last, if any was."""
+        tuned = [self.parts[part][0] for part in _WITH_DECODER if self.parts[part][0].exists()]
+        weights = load_tensors(self.parts["autoencoder"][0]) | (load_tensors(tuned[-1]) if tuned else {})
         return _filled(build_autoencoder(), weights)
 
     def _dape(self) -> DAPE:
