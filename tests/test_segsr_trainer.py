@@ -238,6 +238,13 @@ def test_a_run_goes_on_exactly_where_it_was_interrupted(scenes: Path, trained: P
     assert all(torch.equal(value, other.control[key]) for key, value in one.control.items())
 
 
+def test_half_precision_trains(scenes: Path, tmp_path: Path) -> None:
+    """Images that have taken steps of their own are put back beside those that have not, in their precision."""
+    given = ("--loop.steps", "1", "--loop.precision", "bf16", "--own", "1.0")
+    assert command.main(arguments(scenes, tmp_path, *given)) == 0
+    assert all(np.isfinite(line["loss"]) for line in losses(tmp_path) if "loss" in line)
+
+
 def test_the_exported_file_has_classes_defaults_and_what_the_controlnet_learnt(trained: Path) -> None:
     segsr = read_segsr(trained / "segsr.safetensors")
     assert segsr.classes.names == list(TEXTURES)

@@ -67,7 +67,8 @@ class Reached:
     def put(self, which: Tensor, rows: Reached) -> None:
         """Put them back."""
         for name in self.__slots__:
-            getattr(self, name)[which] = getattr(rows, name)
+            kept = getattr(self, name)
+            kept[which] = getattr(rows, name).to(kept.dtype)  # autocast answers in half precision
 
 
 class SegSRTask(Stage2Task):
