@@ -75,12 +75,16 @@ def test_a_build_goes_on_from_a_model(run: Path, tmp_path: Path):
         torch.testing.assert_close(new[name].float(), tensor.float(), atol=1e-3, rtol=1e-3)
 
 
-def test_the_texture_goes_part_of_the_way(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_decoder_goes_part_of_the_way_to_the_texture(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     builder = Builder(NANO_RECIPES["debug"](), run.parent / "photos.jsonl", tmp_path)
-    save_file({"decoder.a": torch.tensor([1.0, 2.0])}, tmp_path / "decoder.safetensors")
-    monkeypatch.setattr(builder, "_tuned", lambda part, config: {"decoder.a": torch.tensor([2.0, 0.0])})
+    before, after = (
+        {"decoder.a": torch.tensor(a), "unet.b": torch.tensor(b)} for a, b in (([1.0, 2.0], 1.0), ([2.0, 0.0], 9.0))
+    )
+    save_file(before, tmp_path / "decoder.safetensors")
+    monkeypatch.setattr(builder, "_tuned", lambda part, config: after)
     builder.texture()
-    torch.testing.assert_close(load_file(tmp_path / "texture.safetensors"), {"decoder.a": torch.tensor([1.65, 0.7])})
+    wanted = {"decoder.a": torch.tensor([1.2, 1.6]), "unet.b": torch.tensor(9.0)}
+    torch.testing.assert_close(load_file(tmp_path / "texture.safetensors"), wanted)
 
 
 def _still(*parts: str) -> list[str]:

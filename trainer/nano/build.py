@@ -257,14 +257,15 @@ class Builder:
         _save(self.parts["decoder"][0], weights)
 
     def texture(self) -> None:
-        """Tune all of them against a critic, and go a part of the way to what comes of it.
+        """Tune all of them against a critic; the decoder goes only a part of the way to what comes of it.
 
-        Weights between those before and those after, w + a·(w' − w), keep much of the texture and little of the
-        patterns that a critic brings (network interpolation of ESRGAN, Wang et al. 2018, arXiv:1809.00219).
+        Weights between those before and those after, w + a·(w' − w), keep some of the texture and none of the weave
+        that a critic brings into a small decoder (network interpolation of ESRGAN, Wang et al. 2018, arXiv:1809.00219).
         """
         after, share = self._tuned("texture", self.config.texture), self.config.texture_share
         before = load_tensors(self.parts["decoder"][0])
-        _save(self.parts["texture"][0], {name: torch.lerp(before[name], after[name].float(), share) for name in after})
+        part = {name: torch.lerp(before[name], after[name].float(), share) for name in after if _of_decoder(name)}
+        _save(self.parts["texture"][0], {**after, **part})
 
     def _tuned(self, part: str, config: FewStepConfig) -> dict[str, torch.Tensor]:
         """What a few-step tuning makes of the run's networks."""
@@ -377,6 +378,10 @@ def _read_autoencoder(path: Path) -> dict[str, torch.Tensor]:
 def _fits(autoencoder: dict[str, torch.Tensor]) -> bool:
     """Whether its latents are the cosine code's."""
     return _DECODER_START in autoencoder and autoencoder[_DECODER_START].shape[1] == dct.CHANNELS
+
+
+def _of_decoder(name: str) -> bool:
+    return name.startswith("decoder.")
 
 
 def _lines(path: Path) -> list[str]:
