@@ -19,7 +19,7 @@ from seesr_core.pipeline import SeeSRPipeline
 from seesr_core.segsr.labels import VOID
 from seesr_core.segsr.model import ClassList
 from trainer.evaluate.commands import main
-from trainer.evaluate.semantics import segmentation
+from trainer.evaluate.semantics import joint, segmentation
 from trainer.evaluate.semantics.folders import Options, evaluate, table
 from trainer.evaluate.semantics.panoptic import Segment, Segmented
 from trainer.evaluate.semantics.precision import why_absent
@@ -239,7 +239,7 @@ def segsr(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     segsr = tiny_segsr()
     segsr.classes = ClassList(names=names, palette=segsr.classes.palette)
     write_segsr(path, segsr)
-    monkeypatch.setattr(segmentation, "load_models", lambda name, device: tiny_models())
+    monkeypatch.setattr(joint, "load_models", lambda name, device: tiny_models())
     for kind in ("sr", "hr"):
         for picture in (work / kind).iterdir():
             photo(WIDTH, HEIGHT, seed=3).save(picture)
