@@ -44,6 +44,7 @@ from ..tiny_model import photo, write_tiny_model
 from ..weights_files import write_seesr
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+_CAUGHT = SIGNALS[:2]
 _VOLATILE = ("run.json", "log.jsonl", ".owner.json", ".lock")
 
 
@@ -192,7 +193,11 @@ SCENARIOS: dict[str, Callable[[Path], Scenario]] = {
 
 
 def _child(scenario: Scenario, out: Path) -> int:
-    """Do the work in a process of its own; returns that process."""
+    """Do the work in a process of its own; returns that process.
+
+    Outside the work signals wait: they are the command's to answer, not this process's before it and after.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
     child = os.fork()
     if child == 0:
         code = 1
@@ -201,11 +206,14 @@ def _child(scenario: Scenario, out: Path) -> int:
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             with terminable():
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUGHT)
                 code = scenario.act(out)
+                signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
         except KeyboardInterrupt as error:
             code = exit_code(error)
         finally:
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUGHT)
     return child
 
 
