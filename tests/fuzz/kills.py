@@ -205,10 +205,11 @@ def _child(scenario: Scenario, out: Path) -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-            with terminable():
+            with terminable() as asked:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUGHT)
                 code = scenario.act(out)
                 signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
+                code = code and (asked.code or code)  # as the program itself ends, whose own guard finds this one
         except KeyboardInterrupt as error:
             code = exit_code(error)
         finally:
