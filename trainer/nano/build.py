@@ -259,7 +259,7 @@ class Builder:
     def texture(self) -> None:
         """Tune all of them against a critic; the decoder goes only a part of the way to what comes of it.
 
-        Weights between those before and those after, w + a·(w' − w), keep some of the texture and none of the weave
+        Weights between those before and those after, w + a·(w' − w), keep some of the texture and little of the weave
         that a critic brings into a small decoder (network interpolation of ESRGAN, Wang et al. 2018, arXiv:1809.00219).
         """
         after, share = self._tuned("texture", self.config.texture), self.config.texture_share

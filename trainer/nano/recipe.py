@@ -37,8 +37,8 @@ class NanoConfig:
     texture: FewStepConfig
     """All of them, tuned against a critic."""
     texture_share: float = 0.2
-    """How far the decoder goes from what it was before to what came of that, 0 to 1. From about 0.5 on a fine weave
-    shows where the photo has no detail."""
+    """How far the decoder goes from what it was before to what came of that, 0 to 1. The farther, the
+    more a fine weave shows where the photo has no detail."""
     vocab_size: int = 2048
     """Tokens of the text encoder's vocabulary."""
     defaults: dict[str, Any] = field(default_factory=dict)
