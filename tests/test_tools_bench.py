@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from seesr_core.runtime.signals import TERMINATED
 from tools.bench import __main__ as command
 from tools.bench import processes, report
 from tools.bench.case import PHASES, Case, Cost, Row, cases
@@ -120,6 +124,69 @@ def test_runs_alternate_with_another_kind(monkeypatch: pytest.MonkeyPatch, capsy
     command.main()
     assert ran == ["balanced", "tiled"] * 2
     assert "0.40, 1.00 (sample 0.25, decode 1.00) |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ends", ["interrupted", "too slow", "failed"])
+def test_what_was_measured_before_the_end_is_kept(
+    ends: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four rows with two pairs each the second's third run does not end."""
+    ran: list[str] = []
+
+    def run(case: Case, *_: object) -> tuple[Row, str]:
+        ran.append(case.name)
+        if len(ran) != 7:
+            return row(), ""
+        if ends == "interrupted":
+            raise KeyboardInterrupt
+        return Row(), "not in 9 s" if ends == "too slow" else "MemoryError"
+
+    monkeypatch.setattr(processes, "row", run)
+    words = ["--places", "core", "--nets", "small", "--sides", "64", "128", "192", "256", "--kinds", "balanced"]
+    rest = ["--vs-kind", "tiled", "--pairs", "2", "--json", str(tmp_path / "a.json")]
+    monkeypatch.setattr(sys, "argv", ["bench", *words, *rest])
+    stopped = ends == "interrupted"
+    assert command.main() == (130 if stopped else 0)
+    assert len(ran) == (7 if stopped else 16)
+    found = json.loads((tmp_path / "a.json").read_text())
+    begun = [[[run["done"] for run in pair] for pair in entry["pairs"]] for entry in found["rows"]]
+    whole = [[True, True]] * 2
+    assert begun == ([whole, whole[:1]] if stopped else [whole, [[True, True], [False, True]], whole, whole])
+    second = Case(place="core", net="small", kind="balanced", side=128)
+    rows = [second, replace(second, side=192), replace(second, side=256)] if stopped else [second]
+    missing = [f"{case.name}: {'1 of 2 pairs' if case is second else 'not begun'}" for case in rows]
+    assert found["missing"] == missing
+    assert all(line in capsys.readouterr().out for line in missing[:1])
+    assert report.beside(tmp_path / "a.json")[second.name].done
+
+
+def test_a_killed_command_leaves_its_report(tmp_path: Path) -> None:
+    """Asked to end (SIGTERM) when it has hardly begun its first row."""
+    words = [sys.executable, "-m", "tools.bench", "--places", "core", "--nets", "small", "--sides", "1024"]
+    path = tmp_path / "a.json"
+    with subprocess.Popen(
+        [*words, "--kinds", "tiled", "--json", str(path)], stdout=subprocess.PIPE, text=True
+    ) as bench:
+        assert bench.stdout is not None
+        assert "CFG" in bench.stdout.readline()
+        bench.send_signal(signal.SIGTERM)
+        told = bench.stdout.read()
+    assert bench.returncode == TERMINATED
+    assert "Terminated." in told
+    (missing,) = json.loads(path.read_text())["missing"]
+    assert missing.endswith((": not begun", ": not ended"))
+
+
+def test_parts_are_measured_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "host_folder", lambda: tmp_path)
+    monkeypatch.setattr(processes, "row", lambda *_: (row(), ""))
+    monkeypatch.setattr(processes, "part", lambda *_: {"seconds": 0.25, "busy": 0.5})
+    for only, name in (("start", "start"), ("rows", "rows")):
+        monkeypatch.setattr(sys, "argv", ["bench", "--sides", "64", "--only", only, "--json", str(tmp_path / only)])
+        command.main()
+        found = json.loads((tmp_path / only).read_text())
+        assert [key for key in ("rows", "start", "price") if found.get(key)] == [name]
+        assert found["missing"] == []
 
 
 def test_an_earlier_report_stands_beside(

@@ -7,6 +7,7 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Entry:
     """A case with what it took, and what it took elsewhere."""
 
     case: Case
-    row: Row
+    row: Row = field(default_factory=Row)
     why: str = ""
     """Why something is missing; empty if nothing is."""
     others: list[Row] = field(default_factory=list)
@@ -55,20 +56,63 @@ class Entry:
             if all(theirs.phases[name].busy for _, theirs in pairs)
         }
 
+    def missing(self, pairs: int = 0) -> str:
+        """What did not end of the case and of its `pairs` with another one, in words; empty if nothing is missing."""
+        done = sum(1 for _ in self.pairs())
+        return ", ".join(filter(None, [self.why, f"{done} of {pairs} pairs" if done < pairs else ""]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        ratio = self.ratio()
         return {
             "case": self.case.to_dict(),
             "row": asdict(self.row),
             "why": self.why,
             "shares": self.row.shares(),
-            **({} if ratio is None else self._compared(ratio)),
+            **self._compared(),
         }
 
-    def _compared(self, ratio: tuple[float, float]) -> dict[str, Any]:
-        pairs = [[asdict(row) for row in pair] for pair in self.pairs()]
-        return {"ratio": {"busy": ratio[0], "peak": ratio[1], "phases": self.phase_ratios()}, "pairs": pairs}
+    def _compared(self) -> dict[str, Any]:
+        """Every run beside the other one's next to it, ended or not, and the ratio of those that ended."""
+        ratio, runs = self.ratio(), zip_longest([self.row, *self.again], self.others)
+        found: dict[str, Any] = {}
+        if ratio:
+            found["ratio"] = {"busy": ratio[0], "peak": ratio[1], "phases": self.phase_ratios()}
+        if self.others:
+            found["pairs"] = [[row and asdict(row) for row in pair] for pair in runs]
+        return found
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """All that a command measures, as far as it came."""
+
+    wanted: Sequence[Case]
+    """Every row that was asked for."""
+    pairs: int = 0
+    """How often each runs beside another one."""
+    entries: list[Entry] = field(default_factory=list)
+    """Rows that were begun, in that order."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Figures that are no rows, by name."""
+    file: Path | None = None
+    """Where it is kept."""
+
+    def missing(self) -> list[str]:
+        """What was asked for and has not ended, a line for each row."""
+        begun = {entry.case.name: entry.missing(self.pairs) for entry in self.entries}
+        found = {case.name: begun.get(case.name, "not begun") for case in self.wanted}
+        return [f"{name}: {what}" for name, what in found.items() if what]
+
+    def save(self) -> None:
+        """Write what is known, as JSON."""
+        from seesr_core import __version__
+        from seesr_core.runtime.files import write_text
+
+        found: dict[str, Any] = {"version": __version__, "processor": processor()}
+        found["rows"] = [entry.to_dict() for entry in self.entries]
+        found |= {"missing": self.missing(), **self.more}
+        if self.file:
+            write_text(self.file, json.dumps(found, indent=1) + "\n")
 
 
 def line(entry: Entry) -> str:
