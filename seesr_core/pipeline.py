@@ -161,7 +161,7 @@ class SeeSRPipeline:
     def read_prompts(self, photos: Sequence[Image.Image], settings: UpscaleSettings) -> Prompts:
         """Tags and soft prompt of the photos as they are, before any upscaling, in one pass of the tagger."""
         dape = self.models.dape
-        size = dape.config.swin.image_size
+        size = dape.config.image_size
         inputs = torch.cat([tagger_input(to_tensor(photo), size) for photo in photos])
         tokens, logits = dape(inputs.to(self.models.device))
         exclude = split_words(settings.exclude)

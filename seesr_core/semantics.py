@@ -134,7 +134,7 @@ class SemanticsReader:
 
     def _read_tiles(self, tiles: Sequence[Tile]) -> tuple[Tensor, list[list[Tag]]]:
         """Soft prompts (P, B, L, D) of all tiles, and the tags, tile by tile and photo by photo within."""
-        dape, side = self.models.dape, self.models.dape.config.swin.image_size
+        dape, side = self.models.dape, self.models.dape.config.image_size
         photos = [to_tensor(photo) for photo in self.photos]
         inputs = [tagger_input(photo_part(photo, tile, *self.size), side) for tile, photo in product(tiles, photos)]
         read = [

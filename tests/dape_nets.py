@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seesr_core.dape import DAPE, DAPEConfig, HeadConfig, SwinConfig
+from seesr_core.dape import DAPE, DAPEConfig, HeadConfig, LiteConfig, SwinConfig
 
 SWIN = SwinConfig(image_size=48, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window=3, drop_path=0.1)
 HEAD = HeadConfig(hidden=24, heads=4, intermediate=40, encoder_width=20)
 CONFIG = DAPEConfig(swin=SWIN, head=HEAD, num_tags=11, label_width=12)
+LITE = DAPEConfig(swin=None, lite=LiteConfig(image_size=64), head=HEAD, num_tags=11, label_width=12)
+"""With EfficientNet-Lite0 at its own width, on a grid of 2 × 2 tokens."""
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -26,6 +28,17 @@ def tiny_dape(config: DAPEConfig = CONFIG, seed: int = 0) -> DAPE:
             parameter.normal_(
                 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, spread, generator=generator
             )
+    return dape.eval()
+
+
+def lite_dape(seed: int = 0) -> DAPE:
+    """In evaluation mode; weights that pass signals on, biases random."""
+    dape, generator = DAPE(LITE), seeded(seed)
+    dape.initialize(generator)
+    with torch.no_grad():
+        for name, parameter in dape.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0.0, 0.1, generator=generator)
     return dape.eval()
 
 

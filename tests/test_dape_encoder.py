@@ -140,7 +140,7 @@ def test_impossible_sizes_are_refused(change: dict[str, object], message: str) -
 
 def test_first_token_is_the_mean_of_the_others() -> None:
     tokens = tiny_dape().visual_encoder(images())
-    assert tokens.shape == (2, 1 + SWIN.tokens, SWIN.width)
+    assert tokens.shape == (2, 1 + SWIN.grid**2, SWIN.width)
     torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(1), rtol=0, atol=1e-6)
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from seesr_core.dape.efficientnet import SameConv
 from seesr_core.errors import WeightsError
 from trainer import deep_features
-from trainer.deep_features import PACKAGE, TAPS, EfficientNetLite0, SameConv, distance, load_efficientnet
+from trainer.deep_features import PACKAGE, TAPS, EfficientNetLite0, distance, load_efficientnet
 
 
 def published(seed: int = 0) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def test_sampling_in_tiles_waits_for_nothing_and_copies_little(place: FakeDevice
 
 def test_tagger_and_text_encoder(place: FakeDevice) -> None:
     pipeline = placed(place)
-    size = pipeline.models.dape.config.swin.image_size
+    size = pipeline.models.dape.config.image_size
     with place.watched() as watch, torch.no_grad():
         tokens, logits = pipeline.models.dape(torch.zeros(2, 3, size, size, device=place.device))
         assert tokens.device.type == logits.device.type == place.device.type

@@ -15,10 +15,11 @@ from seesr_core.dape import DAPE
 from seesr_core.dape.preprocess import normalize
 from seesr_core.errors import SettingsError
 from trainer.data.photos import Photo
+from trainer.deep_features import EfficientNetLite0
 from trainer.nano.recipe import NANO_RECIPES
-from trainer.nano.tagger import TaggerTask, resized, tagger_config
+from trainer.nano.tagger import TaggerTask, check_start, tagger_config
 
-from .dape_nets import seeded
+from .dape_nets import seeded, tiny_dape
 
 
 def tagger(size: int) -> DAPE:
@@ -59,34 +60,34 @@ def test_jitter_changes_colours_within_its_bounds(tmp_path: Path) -> None:
     assert 1.2 < spread.max() <= 1.2**2
 
 
-def test_at_the_same_size_nothing_changes() -> None:
-    model = tagger(64)
-    state = resized(model, model.config)
-    assert state.keys() == model.state_dict().keys()
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+def task(folder: Path, start: DAPE | None = None, **changes: Any) -> TaggerTask:
+    Image.new("RGB", (64, 64), (160, 120, 80)).save(folder / "p.png")
+    config = replace(NANO_RECIPES["debug"]().tagger, **changes)
+    return TaggerTask(config, [Photo(path=folder / "p.png", tags=tuple("abcde"))], list("abcde"), start)
 
 
-def test_at_another_size_only_position_biases_change_and_keep_centre_and_corners() -> None:
-    old = tagger(128)
-    new = DAPE(tagger_config(5, 192))
-    new.load_state_dict(resized(old, new.config))
-    biases = 0
-    for name, tensor in old.state_dict().items():
-        if not name.endswith("relative_position_bias_table"):
-            assert torch.equal(tensor, new.state_dict()[name])
-            continue
-        biases += 1
-        before, after = (
-            table.T.unflatten(1, (side, side)) for table, side in ((tensor, 7), (new.state_dict()[name], 11))
-        )
-        for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-            torch.testing.assert_close(after[:, row, column], before[:, row, column])
-        torch.testing.assert_close(after[:, 5, 5], before[:, 3, 3])
-    assert biases == 5
+def test_the_encoder_starts_as_it_was_trained_on_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = EfficientNetLite0()
+    monkeypatch.setattr("trainer.nano.tagger.load_efficientnet", lambda: network)
+    encoder = task(tmp_path, pretrained=True).tagger.visual_encoder
+    assert len(encoder.state_dict()) > 90
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in encoder.state_dict().items())
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    fresh = task(tmp_path).tagger.visual_encoder.get_parameter("_conv_head.weight")
+    assert not torch.equal(fresh, network.get_parameter("_conv_head.weight"))
 
 
-def test_another_size_of_net_or_vocabulary_is_refused() -> None:
-    model = tagger(64)
-    for config in (replace(model.config, num_tags=6), replace(model.config, label_width=64)):
+def test_it_goes_on_from_another_tagger_at_any_size(tmp_path: Path) -> None:
+    start = tagger(128)
+    found = task(tmp_path, start).tagger
+    assert found.config.image_size == 64
+    assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in found.state_dict().items())
+
+
+def test_another_net_or_vocabulary_is_refused() -> None:
+    config = tagger_config(5)
+    for other in (replace(config, num_tags=6), replace(config, label_width=64)):
         with pytest.raises(SettingsError, match="start afresh"):
-            resized(model, config)
+            check_start(DAPE(other), config)
+    with pytest.raises(SettingsError, match="has a Swin encoder"):
+        check_start(tiny_dape(), config)

@@ -56,7 +56,7 @@ def plan(
         network.train()
         if recomputed:
             network.enable_gradient_checkpointing()
-    tokens = (nets.dape.config.swin.image_size // 32) ** 2 + 1
+    tokens = nets.dape.config.tokens
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(2, nets.unet.config.in_channels, 8, 8, generator=draws)
     image, t = torch.rand(2, 3, 64, 64, generator=draws), torch.zeros(2, dtype=torch.long)

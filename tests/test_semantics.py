@@ -175,7 +175,7 @@ def test_tiles_that_do_not_overlap_are_each_run_alone_with_its_own_prompts(pipel
     whole = [tag.name for tag in prompts.tags[0]]
     for left in (0, 8):
         part = to_tensor(picture.crop((2 * left, 0, 2 * left + 16, 16)))
-        tokens, logits = models.dape(tagger_input(part, models.dape.config.swin.image_size))
+        tokens, logits = models.dape(tagger_input(part, models.dape.config.image_size))
         own = [tag.name for tag in models.vocabulary.select(logits)[0]]
         text = compose_prompt([*own, *(name for name in whole if name not in own)], "", settings.added_prompt)
         alone = Denoiser(

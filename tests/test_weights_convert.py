@@ -164,7 +164,7 @@ def test_eight_bits_read_as_floats(
     assert {tensor.dtype for tensor in found.state_dict().values()} == {torch.float32}
     original = read_ram(ram / "ram_swin_large_14m.pth", ram / "DAPE.pth")
     with torch.no_grad():
-        x = images(size=original.config.swin.image_size)
+        x = images(size=original.config.image_size)
         a, b = original(x), found(x)
     change = float((a.tokens_BLD - b.tokens_BLD).norm() / a.tokens_BLD.norm())
     assert 0 < change < 0.05

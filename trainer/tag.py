@@ -151,7 +151,7 @@ def _write(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, option
 
 @torch.no_grad()
 def _lines(photos: Sequence[Photo], tagger: DAPE, vocabulary: Vocabulary, out: Path) -> Iterator[dict[str, Any]]:
-    device, size = next(tagger.parameters()).device, tagger.config.swin.image_size
+    device, size = next(tagger.parameters()).device, tagger.config.image_size
     images, places = [], []
     for photo in photos:
         try:

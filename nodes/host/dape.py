@@ -114,7 +114,7 @@ class HostDAPE:
         # Layers of plain PyTorch work only where they lie: all of them have to move.
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         weight = self.patcher.model.label_embed
-        side = self.config.swin.image_size
+        side = self.config.image_size
         pixels = torch.cat([tagger_input(image, side, antialias=antialias) for image in images_13HW])
         reading = DAPEReading(*(part.float().cpu() for part in self.patcher.model(pixels.to(weight))))
         for part in reading:

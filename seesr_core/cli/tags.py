@@ -49,6 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _tags(photo: Path, dape: DAPE, vocabulary: Vocabulary, arguments: argparse.Namespace) -> list[Tag]:
     rgb = read_photo(photo, frame=arguments.frame).rgb
     device = next(dape.parameters()).device
-    logits = dape(tagger_input(to_tensor(rgb), dape.config.swin.image_size).to(device)).logits_BN
+    logits = dape(tagger_input(to_tensor(rgb), dape.config.image_size).to(device)).logits_BN
     (tags,) = vocabulary.select(logits, threshold=arguments.threshold, language=arguments.language)
     return sorted(tags, key=lambda tag: -tag.score)

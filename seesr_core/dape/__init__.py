@@ -1,5 +1,6 @@
 """DAPE, the degradation-aware prompt extractor: tags and soft prompt of a photo."""
 
+from .efficientnet import LiteConfig
 from .encoder import SwinConfig
 from .grounding import ground
 from .head import HeadConfig
@@ -13,6 +14,7 @@ __all__ = [
     "DAPEConfig",
     "DAPEOutput",
     "HeadConfig",
+    "LiteConfig",
     "SwinConfig",
     "Tag",
     "Vocabulary",

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..errors import ImageError, SettingsError, WeightsError
+from ..errors import SettingsError, WeightsError
 from ..formats.schema import Size, Within
+from .preprocess import require_square
 
 # Added to the attention logits of pairs that the cyclic shift brought together; the published value.
 MASKED = -100.0
@@ -88,9 +89,9 @@ class SwinConfig:
         return self.channels(self.stages - 1)
 
     @property
-    def tokens(self) -> int:
-        """Tokens of the output."""
-        return self.resolution(self.stages - 1) ** 2
+    def grid(self) -> int:
+        """Side of the output's grid of tokens."""
+        return self.resolution(self.stages - 1)
 
     def channels(self, stage: int) -> int:
         """Channels of a stage."""
@@ -147,8 +148,8 @@ def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> tuple[int, ...]:
         depths.append(block)
     if not depths:
         raise WeightsError(
-            f"This is no RAM or DAPE model: keys '{prefix}layers.0.blocks.0…' were expected and none was found; "
-            "use ram_swin_large_14m.pth or a dape*.safetensors file."
+            f"This is no RAM or DAPE model: keys '{prefix}layers.0.blocks.0…' or '{prefix}_conv_stem…' were expected "
+            "and none was found; use ram_swin_large_14m.pth or a dape*.safetensors file."
         )
     return tuple(depths)
 
@@ -327,11 +328,6 @@ class SwinEncoder(nn.Module):
         Raises:
             ImageError: the image does not have the encoder's size.
         """
-        size = self.config.image_size
-        if x_B3HW.shape[1:] != (3, size, size):
-            raise ImageError(
-                f"The tagger takes images of shape (B, 3, {size}, {size}); found {tuple(x_B3HW.shape)}. "
-                "Bring the image to that size with dape.tagger_input."
-            )
+        require_square(x_B3HW, self.config.image_size)
         tokens_BNC = self.norm(self.layers(self.patch_embed(x_B3HW)).flatten(1, 2))
         return torch.cat([tokens_BNC.mean(dim=1, keepdim=True), tokens_BNC], dim=1)

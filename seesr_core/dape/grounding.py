@@ -50,7 +50,7 @@ def ground(dape: DAPE, photo: Tensor, tags: Iterable[Tag | int], *, method: Meth
     if picture.ndim != 4 or len(picture) != 1:
         raise ImageError(f"Tags are grounded in one photo (3, height, width) at a time; found {tuple(photo.shape)}.")
     weight = dape.label_embed
-    inputs = tagger_input(picture.float(), dape.config.swin.image_size).to(weight)
+    inputs = tagger_input(picture.float(), dape.config.image_size).to(weight)
     maps = ground_tokens(dape, dape.encode_image(inputs), [_place(tag) for tag in tags], method=method)
     return enlarge(maps, *picture.shape[-2:])
 
@@ -75,7 +75,7 @@ def ground_tokens(dape: DAPE, tokens_1LD: Tensor, tags: Sequence[int], *, method
         raise SettingsError(f"Unknown method of grounding {method!r}: choose one of {', '.join(METHODS)}.")
     if unknown := [tag for tag in tags if not 0 <= tag < dape.config.num_tags]:
         raise SettingsError(f"The tagger knows the tags 0 to {dape.config.num_tags - 1}; found {unknown}.")
-    side = dape.config.swin.resolution(dape.config.swin.stages - 1)
+    side = dape.config.grid
     if not tags:
         return torch.zeros(0, side, side)
     evidence = {"windows": _by_windows, "attention": _by_attention, "gradient": _by_gradient}[method]

@@ -6,6 +6,9 @@ The published adapter has rank 8 and alpha 1, hence W + (1/8) · BA, on two kind
   the query, the second to the value, and the key carries none;
 * `query` and `key` of the tagging head's cross-attention, an ordinary pair each.
 
+An encoder of convolutions has none of the former: a pair (A (r, C, 1, 1), B (C', r, 1, 1), as peft has them) is on each
+of its 1×1 convolutions instead, which hold nearly all of its weights.
+
 peft adapts whole linear layers, so `unfuse_qkv` splits each fused layer into three while training and `fuse_qkv` undoes
 it: files always hold the fused weights.
 """
@@ -30,7 +33,14 @@ BALLAST = ("tag_encoder.", "text_decoder.")
 PEFT_PREFIX = "base_model.model."
 
 _QKV = ".attn.qkv"
-_ADAPTED_IN_HEAD = (".crossattention.self.query", ".crossattention.self.key")
+_ADAPTED = (
+    ".crossattention.self.query",
+    ".crossattention.self.key",
+    "._expand_conv",
+    "._project_conv",
+    "._conv_head",
+)
+"""Ends of the names of layers that carry an ordinary pair: those of the tagging head and those of `LiteEncoder`."""
 
 
 class SplitQKV(nn.Module):
@@ -99,10 +109,12 @@ def _attentions(dape: DAPE) -> Iterator[WindowAttention]:
 def lora_target_modules(dape: DAPE) -> list[str]:
     """Full names of the layers stage 1 adapts (peft's `target_modules`), after `unfuse_qkv`: the published choice.
 
+    Of an encoder of convolutions, which the published choice does not know, all 1×1 convolutions.
+
     Raises:
         SettingsError: the projections are still fused.
     """
-    names = [name for name, _ in dape.named_modules() if name.endswith(_ADAPTED_IN_HEAD)]
+    names = [name for name, _ in dape.named_modules() if name.endswith(_ADAPTED)]
     for name, module in dape.named_modules():
         if name.endswith(_QKV) and not isinstance(module, SplitQKV):
             raise SettingsError(
@@ -155,16 +167,16 @@ def _pairs(adapter: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _delta(layer: str, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """BA for one layer, the key's third of a fused one left at zero."""
-    rows, columns = weight.shape
-    fused, rank = layer.endswith(_QKV), b.shape[-1]
+    fused, rank = layer.endswith(_QKV), b.shape[1] if b.ndim > 1 else 0
+    rows, columns, *window = weight.shape if weight.ndim > 1 else (0, 0)
     shapes = ((2 * rank, columns), (rows // 3 * 2, rank)) if fused else ((rank, columns), (rows, rank))
-    if (a.shape, b.shape) != shapes:
+    if window not in ([], [1, 1]) or (a.shape, b.shape) != tuple((*shape, *window) for shape in shapes):
         raise WeightsError(
             f"The adapter of '{layer}' has A {tuple(a.shape)} and B {tuple(b.shape)}, which do not fit its weight "
             f"{tuple(weight.shape)}; adapter and tagger are of different sizes."
         )
     if not fused:
-        return b @ a
+        return (b.flatten(1) @ a.flatten(1)).view_as(weight)
     (a_q, a_v), (b_q, b_v) = a.chunk(2), b.chunk(2)
     return torch.cat([b_q @ a_q, a.new_zeros(rows // 3, columns), b_v @ a_v])
 
@@ -196,7 +208,7 @@ def peft_lora_to_published(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         layer, _, half = key.rpartition(".")
         fused = layer.removesuffix(".q")
-        if layer.endswith(_ADAPTED_IN_HEAD):
+        if layer.endswith(_ADAPTED):
             result[key] = tensor
         elif layer.endswith(f"{_QKV}.q") and f"{fused}.v.{half}" in tensors:
             result[f"{fused}.{half}"] = torch.cat([tensor, tensors[f"{fused}.v.{half}"]])

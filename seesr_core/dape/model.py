@@ -1,7 +1,8 @@
 """DAPE, the degradation-aware prompt extractor: RAM's encoder and tagging head (SeeSR §3.1; the same net as plain RAM).
 
 One pass gives both prompts: image tokens (the soft prompt) and tag logits (the hard prompt). Parameter names are the
-published RAM keys that inference needs. Shape letters: B batch, L tokens, D their width, N tags.
+published RAM keys that inference needs. A small tagger has EfficientNet-Lite0 in place of RAM's Swin; all behind the
+encoder is the same. Shape letters: B batch, L tokens, D their width, N tags.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import SettingsError, WeightsError
 from ..formats.schema import MalformedError, Size, read
+from .efficientnet import LiteConfig, LiteEncoder
 from .encoder import SwinConfig, SwinEncoder, WindowAttention
 from .head import HeadConfig, TaggingHead
 
@@ -24,25 +26,49 @@ from .head import HeadConfig, TaggingHead
 class DAPEConfig:
     """Sizes of the whole tagger; the defaults are RAM's with Swin-L."""
 
-    swin: SwinConfig = field(default_factory=SwinConfig)
-    """The image encoder."""
+    swin: SwinConfig | None = field(default_factory=SwinConfig)
+    """The image encoder, if it is RAM's."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """The tagging head; its `encoder_width` is the width of the soft prompt."""
     num_tags: Size = 4585
     """Tags of the vocabulary."""
     label_width: Size = 512
     """Width of the stored tag embeddings."""
+    lite: LiteConfig | None = None
+    """The image encoder, if it is EfficientNet-Lite0; `swin` is None then."""
 
     def __post_init__(self) -> None:
+        if (self.swin is None) == (self.lite is None):
+            raise SettingsError(
+                "The tagger's configuration should name one image encoder, swin or lite; it names "
+                f"{'neither' if self.swin is None else 'both'}."
+            )
         if self.num_tags < 1 or self.label_width < 1:
             raise SettingsError(
                 f"A tagger needs tags and a width for them; found {self.num_tags} and {self.label_width}."
             )
 
     @property
+    def encoder(self) -> SwinConfig | LiteConfig:
+        """Sizes of the image encoder, whichever it is."""
+        encoder = self.swin or self.lite
+        assert encoder is not None  # see __post_init__
+        return encoder
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.encoder.image_size
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid of image tokens."""
+        return self.encoder.grid
+
+    @property
     def tokens(self) -> int:
-        """Length of the soft prompt."""
-        return self.swin.tokens + 1
+        """Length of the soft prompt: the grid's tokens and their mean."""
+        return self.grid**2 + 1
 
     @property
     def token_width(self) -> int:
@@ -50,8 +76,8 @@ class DAPEConfig:
         return self.head.encoder_width
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, the `config` of a file's metadata."""
-        return asdict(self)
+        """Plain JSON types, the `config` of a file's metadata; the encoder that is not there has no entry."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DAPEConfig:
@@ -66,7 +92,7 @@ class DAPEConfig:
         except (MalformedError, ArithmeticError) as error:
             raise SettingsError(
                 f"The tagger's configuration cannot be read ({error}); "
-                "it should hold swin, head, num_tags and label_width."
+                "it should hold swin or lite, head, num_tags and label_width."
             ) from error
 
     @classmethod
@@ -84,8 +110,10 @@ class DAPEConfig:
                 "use ram_swin_large_14m.pth or a dape*.safetensors file."
             )
         num_tags, label_width = state["label_embed"].shape
+        lite = LiteConfig.from_state_dict(state, image_size=image_size)
         return cls(
-            swin=SwinConfig.from_state_dict(state, image_size=image_size),
+            swin=None if lite else SwinConfig.from_state_dict(state, image_size=image_size),
+            lite=lite,
             head=HeadConfig.from_state_dict(state, heads=heads),
             num_tags=num_tags,
             label_width=label_width,
@@ -107,8 +135,9 @@ class DAPE(nn.Module):
     def __init__(self, config: DAPEConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual_encoder = SwinEncoder(config.swin)
-        self.image_proj = nn.Linear(config.swin.width, config.token_width)
+        encoder = config.encoder
+        self.visual_encoder = LiteEncoder(encoder) if isinstance(encoder, LiteConfig) else SwinEncoder(encoder)
+        self.image_proj = nn.Linear(encoder.width, config.token_width)
         self.label_embed = nn.Parameter(torch.zeros(config.num_tags, config.label_width))
         self.wordvec_proj = nn.Linear(config.label_width, config.head.hidden)
         self.tagging_head = TaggingHead(config.head)
@@ -162,7 +191,10 @@ class DAPE(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw fresh weights to train from scratch: normal of std 0.02 (tag embeddings 1), biases 0, norms 1."""
+        """Draw fresh weights to train from scratch: normal of std 0.02 (tag embeddings 1), biases 0, norms 1.
+
+        Those of EfficientNet-Lite0 are drawn as `LiteTrunk.initialize` says.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.weight.normal_(0.0, 0.02, generator=generator)
@@ -173,6 +205,8 @@ class DAPE(nn.Module):
             elif isinstance(module, WindowAttention):
                 module.relative_position_bias_table.normal_(0.0, 0.02, generator=generator)
         self.label_embed.normal_(generator=generator)
+        if isinstance(self.visual_encoder, LiteEncoder):
+            self.visual_encoder.initialize(generator)
 
 
 def _require_same_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

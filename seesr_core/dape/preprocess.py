@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,3 +47,22 @@ def normalize(image_B3HW: Tensor) -> Tensor:
     """[0, 1] RGB to zero mean and unit deviation over ImageNet, in the input's dtype."""
     mean, std = (image_B3HW.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (image_B3HW - mean) / std
+
+
+def denormalize(image_B3HW: Tensor) -> Tensor:
+    """Inverse of `normalize`: back to RGB in [0, 1], in the input's dtype."""
+    channels = zip(image_B3HW.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    return torch.stack([channel * std + mean for channel, mean, std in channels], 1)
+
+
+def require_square(x_B3HW: Tensor, size: int) -> None:
+    """Refuse what an encoder for pictures of `size`² cannot take.
+
+    Raises:
+        ImageError: the shape is not (B, 3, size, size).
+    """
+    if x_B3HW.shape[1:] != (3, size, size):
+        raise ImageError(
+            f"The tagger takes images of shape (B, 3, {size}, {size}); found {tuple(x_B3HW.shape)}. "
+            "Bring the image to that size with dape.tagger_input."
+        )

@@ -140,21 +140,23 @@ def _our_base(header: Header) -> Verdict | None:
 
 
 def _tagger_family(header: Header) -> Verdict | None:
-    if "visual_encoder.patch_embed.proj.weight" not in header.tensors:
+    if _LITE not in header.tensors and "visual_encoder.patch_embed.proj.weight" not in header.tensors:
         return None
     labels = header.side("label_embed", 0, rank=2)
     if "reweight_scale" in header.tensors or labels == 4585 * 51:
         return Kind.RAM_PLUS, "RAM++ (the successor of RAM, another network)", _tagger("", header)[1]
     if not labels or not (header.find("tagging_head.") or header.find("vision_multi.")):
         return Kind.TAG2TEXT, "Tag2Text or another relative of RAM", _tagger("", header)[1]
-    return (Kind.RAM, *_tagger("the RAM tagger", header))
+    return (Kind.RAM, *_tagger("a small tagger" if _LITE in header.tensors else "the RAM tagger", header))
 
 
 def _tagger(name: str, header: Header) -> tuple[str, Sizes]:
     """Label and sizes of a RAM-like tagger: the encoder's width, the image size its windows fit, the number of tags."""
+    tags = header.side("label_embed", 0)
+    if _LITE in header.tensors:
+        return f"{name} (EfficientNet-Lite0, {tags} tags)", {"tags": tags}
     width = header.side("visual_encoder.patch_embed.proj.weight", 0)
     table = header.side("visual_encoder.layers.0.blocks.0.attn.relative_position_bias_table", 0)
-    tags = header.side("label_embed", 0)
     window = (math.isqrt(table) + 1) // 2
     encoder = {192: "Swin-L", 128: "Swin-B"}.get(width, f"Swin of width {width}")
     return f"{name} ({encoder}, window {window}, {tags} tags)", {"width": width, "window": window, "tags": tags}
@@ -281,6 +283,9 @@ def _unknown(header: Header) -> str:
         f"nothing known ({len(header.tensors)} tensors, the first is {first!r})" if first else "an empty weights file"
     )
 
+
+_LITE = "visual_encoder._conv_stem.weight"
+"""A weight of the image encoder that small taggers have."""
 
 _NAMES = {
     (768, 320): "Stable Diffusion 1.x",

@@ -169,7 +169,7 @@ def dape_metadata(dape: DAPE, vocabulary: Vocabulary, *, source: str = "", **mor
     fields = {
         "config": dape.config.to_dict(),
         **vocabulary.to_metadata(),
-        "image_size": dape.config.swin.image_size,
+        "image_size": dape.config.image_size,
         "source": source,
         **more,
     }

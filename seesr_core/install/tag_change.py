@@ -49,7 +49,7 @@ def tag_change(original: DAPE, stored: DAPE, vocabulary: Vocabulary, photos: Seq
     """
     change = TagChange()
     for photo in photos:
-        image = tagger_input(to_tensor(read_photo(photo, frame=None).rgb), original.config.swin.image_size)
+        image = tagger_input(to_tensor(read_photo(photo, frame=None).rgb), original.config.image_size)
         before, after = original(image), stored(image)
         names = [{tag.name for tag in vocabulary.select(out.logits_BN)[0]} for out in (before, after)]
         change.photos += 1

@@ -64,7 +64,7 @@ def test_both_prompts_are_those_of_the_core(dape: Any) -> None:
     image = photos(2)
     prepare = plugin("seesr_core.dape").tagger_input
     with torch.no_grad():  # photo by photo as the node does: another batch rounds differently
-        seen = [network()(prepare(photo[None].movedim(-1, 1), CONFIG.swin.image_size)) for photo in image]
+        seen = [network()(prepare(photo[None].movedim(-1, 1), CONFIG.image_size)) for photo in image]
     tokens, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
     expected = vocabulary().prompt_tags(logits)
     assert tags(dape, image) == expected

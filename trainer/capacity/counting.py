@@ -102,7 +102,7 @@ def count(config: Stage2Config, *, unet: dict[str, Any] | None = None, tagger: D
     tagger = tagger or DAPEConfig(num_tags=TAGS)
     with torch.device("meta"):
         dape = DAPE(tagger).to("meta").requires_grad_(False)
-    dape_flops = _looking(lambda: dape.encode_image(torch.zeros(1, 3, *[tagger.swin.image_size] * 2, device="meta")))
+    dape_flops = _looking(lambda: dape.encode_image(torch.zeros(1, 3, *[tagger.image_size] * 2, device="meta")))
     keep_frozen(dape, config.frozen_dtype)
     with FakeTensorMode():
         vae, vae_flops = _autoencoder(config.crop)
@@ -170,7 +170,7 @@ def _trained_pass(nets: Networks, config: Stage2Config, images: int) -> tuple[in
 
 def _inputs(nets: Networks, config: Stage2Config, images: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Latents, timesteps, text states, and what else the networks look at."""
-    tokens = (nets.dape.config.swin.image_size // 32) ** 2 + 1
+    tokens = nets.dape.config.tokens
     x = torch.zeros(images, 4, config.crop // 8, config.crop // 8)
     condition, text = torch.zeros(images, 3, config.crop, config.crop), torch.zeros(images, TOKENS, _width(nets.unet))
     soft_prompt = torch.zeros(images, tokens, nets.dape.config.token_width)

@@ -170,7 +170,7 @@ def debug() -> NanoConfig:
     )
     return NanoConfig(
         autoencoder=AutoencoderConfig(loop=LoopConfig(**loop), grow=(1, 1)),
-        tagger=TaggerConfig(loop=LoopConfig(**loop), image_size=64, min_count=1, holdout_every=2),
+        tagger=TaggerConfig(loop=LoopConfig(**loop), image_size=64, min_count=1, holdout_every=2, pretrained=False),
         dape=Stage1Config(loop=LoopConfig(**loop), crop=64, min_scale=0.0, degradation=degradation, samples=1),
         prior=PriorConfig(stage2=stage2, sizes=PriorSizes(channels=(64, 64), attention=(False, True), text_width=64)),
         control=stage2,

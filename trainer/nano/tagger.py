@@ -1,14 +1,14 @@
-"""The small model's tagger: RAM's architecture in small, trained from nothing on the photos' own words.
+"""The small model's tagger: RAM's head on EfficientNet-Lite0, trained on the photos' own words.
 
-A missing word means unknown rather than absent, so the loss is asymmetric as RAM's own training was: easy negatives
-count little, and every positive fully. A linear classifier on the mean token learns beside the tagging head and is
-dropped at the end: from nothing, the encoder learns little through two layers of cross-attention alone. A share of
-the photos is kept out, to fit the thresholds and to measure on.
+The encoder starts as it was trained on ImageNet, everything else from nothing. A missing word means unknown rather than
+absent, so the loss is asymmetric as RAM's own training was: easy negatives count little, and every positive fully. A
+linear classifier on the mean token learns beside the tagging head and is dropped at the end: an encoder learns little
+through two new layers of cross-attention alone. A share of the photos is kept out, to fit the thresholds and to measure
+on.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seesr_core.dape.encoder import SwinConfig
+from seesr_core.dape.efficientnet import LiteConfig
 from seesr_core.dape.head import HeadConfig
 from seesr_core.dape.model import DAPE, DAPEConfig
 from seesr_core.dape.preprocess import normalize, tagger_input
@@ -26,6 +26,7 @@ from seesr_core.errors import SettingsError
 
 from ..data.order import Stream, by_image, epoch_order, seeded
 from ..data.photos import Photo, load_rgb
+from ..deep_features import load_efficientnet
 from ..engine.journal import Figures
 from ..engine.loop_config import LoopConfig
 
@@ -53,22 +54,15 @@ class TaggerConfig:
     at the detail that degradation destroys."""
     focus: float = 1.0
     """Exponent by which easy negatives are weighted down."""
+    pretrained: bool = True
+    """Whether the image encoder starts as EfficientNet-Lite0 was trained on ImageNet (`trainer.deep_features`)."""
 
 
 def tagger_config(num_tags: int, image_size: int = 256) -> DAPEConfig:
-    """Sizes of the small tagger: about 4 M parameters, 65 tokens of width 256 at 256 px.
-
-    The window is the side of the last stage's grid, the largest that divides all of them.
-    """
+    """Sizes of the small tagger: about 5 M parameters, 65 tokens of width 256 at 256 px."""
     return DAPEConfig(
-        swin=SwinConfig(
-            image_size=image_size,
-            embed_dim=48,
-            depths=(1, 1, 2, 1),
-            num_heads=(2, 4, 6, 12),
-            window=image_size // 32,
-            drop_path=0.0,
-        ),
+        swin=None,
+        lite=LiteConfig(image_size=image_size),
         head=HeadConfig(hidden=256, heads=4, layers=2, intermediate=512, encoder_width=256, dropout=0.0),
         num_tags=num_tags,
         label_width=128,
@@ -93,33 +87,21 @@ def targets(photos: Sequence[Photo], words: Sequence[str]) -> Tensor:
     return torch.tensor([[float(word in photo.tags) for word in words] for photo in photos])
 
 
-def resized(tagger: DAPE, config: DAPEConfig) -> dict[str, Tensor]:
-    """Weights of `tagger` for `config`, which may have another image size: the position biases are interpolated.
+def check_start(tagger: DAPE, config: DAPEConfig) -> None:
+    """Refuse a tagger whose weights do not fit another of sizes `config`; that of the pictures may differ.
 
     Raises:
-        SettingsError: the sizes differ in something else.
+        SettingsError: another image encoder, other sizes or another number of words.
     """
-    swin = tagger.config.swin
-    same = replace(config.swin, image_size=swin.image_size, window=swin.window)
-    if replace(config, swin=same) != tagger.config:
+    if tagger.config.lite is None:
+        raise SettingsError(
+            "The tagger to start from has a Swin encoder, the one to be trained EfficientNet-Lite0; start afresh."
+        )
+    if replace(config, lite=tagger.config.lite) != tagger.config:
         raise SettingsError(
             "The tagger to start from should have the sizes and the number of words of the one to be trained; they "
             "differ. Give the photos and min_count that it was trained with, or start afresh."
         )
-    state = {name: tensor.detach().clone() for name, tensor in tagger.state_dict().items()}
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in DAPE(config).state_dict().items()}
-    for name, tensor in state.items():
-        if tensor.shape != shapes[name]:
-            state[name] = _resized_biases(tensor, shapes[name][0])
-    return state
-
-
-def _resized_biases(table_RH: Tensor, rows: int) -> Tensor:
-    """A bias table (rows, heads), rows being all offsets of two tokens of a window, for a window of another size."""
-    old, new = math.isqrt(len(table_RH)), math.isqrt(rows)
-    grid = table_RH.T.reshape(1, -1, old, old).float()
-    return F.interpolate(grid, (new, new), mode="bicubic", align_corners=True).flatten(2)[0].T.contiguous()
 
 
 class TaggerTask:
@@ -134,7 +116,12 @@ class TaggerTask:
         self.tagger = DAPE(tagger_config(len(words), config.image_size))
         self.tagger.initialize(seeded(config.loop.seed, Stream.NANO_WEIGHTS))
         if start is not None:
-            self.tagger.load_state_dict(resized(start, self.tagger.config))
+            check_start(start, self.tagger.config)
+            self.tagger.load_state_dict(start.state_dict())
+        elif config.pretrained:
+            network = load_efficientnet()
+            wanted = self.tagger.visual_encoder.state_dict()
+            self.tagger.visual_encoder.load_state_dict({name: network.get_parameter(name) for name in wanted})
         classifier = nn.Linear(self.tagger.config.token_width, len(words))
         nn.init.zeros_(classifier.weight)
         nn.init.zeros_(classifier.bias)
@@ -192,7 +179,7 @@ def asymmetric_loss(logits: Tensor, target: Tensor, focus: float, margin: float 
 def predict(model: DAPE, photos: Sequence[Photo], *, batch: int = 32) -> Tensor:
     """Logits (photos, words) of the plain photos."""
     device = next(model.parameters()).device
-    size = model.config.swin.image_size
+    size = model.config.image_size
     images = [tagger_input(load_rgb(photo.path)[None].float().div(255), size) for photo in photos]
     return torch.cat(
         [

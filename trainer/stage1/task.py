@@ -59,7 +59,7 @@ class Stage1Task:
         refuse_sharded_adapters()
         check_groups(config.loop, config.degradation_group)
         self.device = config.loop.resolve_device()
-        self.size = teacher.config.swin.image_size
+        self.size = teacher.config.image_size
         training, shown = hold_out(photos, config.samples)
         seed = config.loop.seed
         self.crops = make_crops(training, config)

@@ -67,7 +67,7 @@ class Networks(models.Networks):
 
     def soft_prompt(self, condition: Tensor) -> Tensor:
         """DAPE's tokens of the upsampled LR, resized as the published training does."""
-        size = self.dape.config.swin.image_size
+        size = self.dape.config.image_size
         return self.dape.encode_image(tagger_input(condition, size, antialias=False, mode="bicubic")).float()
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -187,7 +187,7 @@ class Validation:
 
     def _tags(self, networks: Networks, condition: Tensor) -> str:
         dape = networks.dape
-        logits = dape(tagger_input(condition, dape.config.swin.image_size)).logits_BN
+        logits = dape(tagger_input(condition, dape.config.image_size)).logits_BN
         (tags,) = self.vocabulary.select(logits.float().cpu())
         return training_text([tag.name for tag in tags])
 

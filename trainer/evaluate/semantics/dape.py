@@ -121,7 +121,7 @@ class Looks:
 @torch.no_grad()
 def look(tagger: DAPE, dape: DAPE, photos: Sequence[Photo], options: Options) -> Looks:
     """Degrade the photos and let both look at them."""
-    size = tagger.config.swin.image_size
+    size = tagger.config.image_size
     clean = [load_rgb(photo.path) for photo in photos]
     names = [photo.path.name for photo in photos]
     lr = [

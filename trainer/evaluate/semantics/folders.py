@@ -199,7 +199,7 @@ def agreement(cases: Sequence[Case], path: Path, options: Options) -> dict[str, 
 
 def _logits(tagger: DAPE, cases: Sequence[Case], protocol: ProtocolName) -> dict[str, torch.Tensor]:
     """Scores of every row (N, T), one picture's pixels in memory at a time."""
-    size = tagger.config.swin.image_size
+    size = tagger.config.image_size
     rows: dict[str, list[torch.Tensor]] = {row: [] for row in (BICUBIC, SR, HR) if row in cases[0].rows}
     for case in cases:
         pictures = case.load(protocol).pictures

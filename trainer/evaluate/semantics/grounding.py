@@ -106,7 +106,7 @@ class _Asked:
 
     def look(self, picture_3HW: Tensor) -> tuple[Tensor, list[Tag]]:
         """Soft prompt and tags of a picture, [0, 1]."""
-        size = self.tagger.config.swin.image_size
+        size = self.tagger.config.image_size
         tokens, logits = self.tagger(tagger_input(picture_3HW[None], size))
         (tags,) = self.vocabulary.select(logits, threshold=self.options.threshold)
         return tokens, tags
@@ -190,7 +190,7 @@ def collage(first_3HW: Tensor, second_3HW: Tensor, layout: Layout, side: int) ->
 def collages(asked: _Asked, photos: Sequence[Photo]) -> Tallies:
     """One tally for each pair of photos."""
     found: Tallies = {method: [] for method in asked.options.methods}
-    side = asked.tagger.config.swin.image_size
+    side = asked.tagger.config.image_size
     for first, second in _pairs(asked, photos):
         pair = {method: Tally() for method in found}
         left, right = (from_u8(load_rgb(photo.path)) for photo in (first, second))
