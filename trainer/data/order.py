@@ -72,6 +72,8 @@ class Stream:
     """Start of the small autoencoder and tagger, and of fitted ends."""
     NANO_TEXT_ENCODER = 8
     """Start of the small text encoder."""
+    NANO_WORDS = 36
+    """Which absent words the small tagger's step asks for."""
     NANO_PRIOR = 9
     """Whether the prior's step shows text alone or leaves the soft prompt out, by step."""
 

@@ -40,7 +40,7 @@ from .autoencoder import AutoencoderTask, build_autoencoder, exported, to_signed
 from .autoencoder import identity as autoencoder_identity
 from .prior import PriorTask, build_prior, fit_latents, trainable
 from .recipe import NanoConfig
-from .tagger import TaggerTask, fit_thresholds, frequent_words, predict, split, targets
+from .tagger import TaggerTask, fit_thresholds, frequent_words, predict, split
 from .text import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -148,15 +148,15 @@ class Builder:
     def tagger(self) -> None:
         """Train the tagger and fit its thresholds on the photos kept out."""
         config = self.config.tagger
-        words = frequent_words(self.photos, config.min_count)
-        training, kept = split(self.photos, config.holdout_every)
+        words = frequent_words(self.photos, config.min_count, classes=config.pretrained)
+        training, kept = split(self.photos, config.holdout_every, untagged=config.pretrained)
         task = TaggerTask(config, training, words, self._first_tagger(words))
         weights = train(
             task, config.loop, self.out / "tagger", identity={"words": list(words), "photos": len(training)}
         )
         _filled(task.trained, weights)
         model = task.tagger
-        thresholds = fit_thresholds(predict(model, kept).sigmoid(), targets(kept, words))
+        thresholds = fit_thresholds(predict(model, kept).sigmoid(), task.truth(kept, words))
         chinese = self._chinese(words)
         vocabulary = Vocabulary(tags=words, thresholds=thresholds, tags_zh=chinese)
         source = f"small tagger, {config.loop.steps} steps, photos {self.source.name}"

@@ -23,7 +23,7 @@ class NanoConfig:
     autoencoder: AutoencoderConfig
     """Autoencoder in TAESD's layout."""
     tagger: TaggerConfig
-    """RAM's architecture in small, on the photos' words."""
+    """RAM's head on EfficientNet-Lite0, on that network's classes and the photos' words."""
     dape: Stage1Config
     """Stage 1 from that tagger."""
     prior: PriorConfig
@@ -94,9 +94,9 @@ def nano() -> NanoConfig:
         ),
         tagger=TaggerConfig(
             loop=LoopConfig(
-                steps=1800,
+                steps=1200,
                 batch_size=32,
-                learning_rate=4e-4,
+                learning_rate=7e-4,
                 weight_decay=0.05,
                 ema=0.997,
                 log_every=20,

@@ -1,18 +1,20 @@
-"""The small model's tagger: RAM's head on EfficientNet-Lite0, trained on the photos' own words.
+"""The small model's tagger: RAM's head on EfficientNet-Lite0, trained on what that network sees and on photos' words.
 
-The encoder starts as it was trained on ImageNet, everything else from nothing. A missing word means unknown rather than
-absent, so the loss is asymmetric as RAM's own training was: easy negatives count little, and every positive fully. A
-linear classifier on the mean token learns beside the tagging head and is dropped at the end: an encoder learns little
-through two new layers of cross-attention alone. A share of the photos is kept out, to fit the thresholds and to measure
-on.
+The encoder stays as it was trained on ImageNet; the head learns from pseudo-labels, the probabilities of the network's
+own classes said in words (`classes`), and from the words that photos bring. Of words that no class stands for a missing
+one means unknown rather than absent, so their loss is asymmetric as RAM's own training was: easy negatives count
+little, and every positive fully. A linear classifier on the mean token learns beside the tagging head and is dropped at
+the end: the projection of the tokens learns little through two new layers of cross-attention alone. A share of the
+photos is kept out, to fit the thresholds and to measure on.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +28,10 @@ from seesr_core.errors import SettingsError
 
 from ..data.order import Stream, by_image, epoch_order, seeded
 from ..data.photos import Photo, load_rgb
-from ..deep_features import load_efficientnet
+from ..deep_features import EfficientNetLite0, load_efficientnet
 from ..engine.journal import Figures
 from ..engine.loop_config import LoopConfig
+from .classes import class_words, membership, word_probabilities
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,22 +43,27 @@ class TaggerConfig:
     image_size: int = 256
     """Side that images are resized to, a multiple of 32. The larger, the more the tagger sees that a degraded photo
     lacks, and so the more stage 1 has to teach."""
-    min_count: int = 12
-    """Words on fewer photos than this are left out of the vocabulary."""
+    min_count: int = 6
+    """Words on fewer photos than this are left out of the vocabulary, unless a class stands for them."""
     holdout_every: int = 6
     """Every n-th photo with words is never trained on."""
-    min_crop: float = 0.64
-    """Smallest area of a random crop, as a share of the photo. Smaller crops of small photos would be enlarged, and a
-    tagger brought up on enlarged photos looks past fine detail."""
-    jitter: float = 0.4
+    min_crop: float = 0.35
+    """Smallest area of a random crop, as a share of the photo."""
+    jitter: float = 0.25
     """Brightness, contrast and saturation are multiplied by factors up to this far from 1."""
-    channel_shuffle: float = 0.8
-    """Probability that a crop's colour channels are put in random order. A tagger that may go by colours hardly looks
-    at the detail that degradation destroys."""
+    channel_shuffle: float = 0.0
+    """Probability that a crop's colour channels are put in random order. A tagger brought up from nothing that may go
+    by colours hardly looks at the detail that degradation destroys."""
     focus: float = 1.0
     """Exponent by which easy negatives are weighted down."""
     pretrained: bool = True
-    """Whether the image encoder starts as EfficientNet-Lite0 was trained on ImageNet (`trainer.deep_features`)."""
+    """Whether the image encoder is EfficientNet-Lite0 as it was trained on ImageNet (`trainer.deep_features`), frozen,
+    and its classes give pseudo-labels; else it is trained from nothing on the photos' words."""
+    own_confidence: float = 0.9
+    """What a photo's own word counts for as a label, beside probabilities of classes."""
+    words_at_once: int = 96
+    """Words a step that are asked for besides those that a photo of the batch carries, drawn anew each time and
+    weighted so that they stand for all others."""
 
 
 def tagger_config(num_tags: int, image_size: int = 256) -> DAPEConfig:
@@ -69,17 +77,18 @@ def tagger_config(num_tags: int, image_size: int = 256) -> DAPEConfig:
     )
 
 
-def frequent_words(photos: Sequence[Photo], min_count: int) -> tuple[str, ...]:
-    """The words on at least `min_count` photos, sorted."""
+def frequent_words(photos: Sequence[Photo], min_count: int, *, classes: bool = False) -> tuple[str, ...]:
+    """The words on at least `min_count` photos, and with `classes` those of ImageNet's classes, too; sorted."""
     counts = Counter(word for photo in photos for word in photo.tags)
-    return tuple(sorted(word for word, count in counts.items() if count >= min_count))
+    frequent = {word for word, count in counts.items() if count >= min_count}
+    return tuple(sorted(frequent.union(*class_words()) if classes else frequent))
 
 
-def split(photos: Sequence[Photo], holdout_every: int) -> tuple[list[Photo], list[Photo]]:
-    """Photos with words, divided into those trained on and those kept out."""
+def split(photos: Sequence[Photo], holdout_every: int, *, untagged: bool = False) -> tuple[list[Photo], list[Photo]]:
+    """Photos with words, divided into those trained on and those kept out; `untagged` ones may be trained on, too."""
     tagged = [photo for photo in photos if photo.tags]
     kept = tagged[holdout_every - 1 :: holdout_every]
-    return [photo for photo in tagged if photo not in set(kept)], kept
+    return [photo for photo in (photos if untagged else tagged) if photo not in set(kept)], kept
 
 
 def targets(photos: Sequence[Photo], words: Sequence[str]) -> Tensor:
@@ -104,6 +113,19 @@ def check_start(tagger: DAPE, config: DAPEConfig) -> None:
         )
 
 
+_RARE = -4.0
+"""Logit at which a word starts when there are hundreds: few are on any photo."""
+
+
+class Asked(NamedTuple):
+    """The words of one step."""
+
+    words: Tensor
+    """Their places in the vocabulary (N,)."""
+    weights: Tensor
+    """How many words each of them stands for (N,)."""
+
+
 class TaggerTask:
     """Multi-label classification of augmented photos."""
 
@@ -115,30 +137,82 @@ class TaggerTask:
         self.images = [load_rgb(photo.path) for photo in photos]
         self.tagger = DAPE(tagger_config(len(words), config.image_size))
         self.tagger.initialize(seeded(config.loop.seed, Stream.NANO_WEIGHTS))
+        self.membership = membership(words).to(self.device) if config.pretrained else None
         if start is not None:
             check_start(start, self.tagger.config)
             self.tagger.load_state_dict(start.state_dict())
-        elif config.pretrained:
-            network = load_efficientnet()
-            wanted = self.tagger.visual_encoder.state_dict()
-            self.tagger.visual_encoder.load_state_dict({name: network.get_parameter(name) for name in wanted})
+        if config.pretrained:
+            self._begin_as_trained(load_efficientnet(), fresh=start is None)
         classifier = nn.Linear(self.tagger.config.token_width, len(words))
         nn.init.zeros_(classifier.weight)
-        nn.init.zeros_(classifier.bias)
+        nn.init.constant_(classifier.bias, _RARE if config.pretrained else 0.0)
         self.trained = nn.ModuleDict({"tagger": self.tagger, "classifier": classifier}).to(self.device).train()
 
+    def _begin_as_trained(self, network: EfficientNetLite0, *, fresh: bool) -> None:
+        """Take the encoder over, frozen; embeddings of new tags start as the classifier's rows for their classes."""
+        assert self.membership is not None
+        encoder = self.tagger.visual_encoder
+        encoder.load_state_dict({name: network.get_parameter(name) for name in encoder.state_dict()})
+        encoder.requires_grad_(False)
+        self.classes = network._fc.to(self.device)
+        if fresh:
+            embeddings = class_embeddings(network._fc.weight, self.membership.cpu(), self.tagger.config.label_width)
+            seen = self.membership.any(0).cpu()
+            self.tagger.label_embed.data[seen] = embeddings[seen]
+            nn.init.constant_(self.tagger.fc.bias, _RARE)
+
     def loss(self, step: int) -> tuple[Tensor, Figures]:
-        """Asymmetric loss of one augmented batch, of the head and of the linear classifier."""
+        """Loss of one augmented batch, of the head and of the linear classifier."""
         numbers = self.config.loop.images(step)
         indices = [epoch_order(number, len(self.images), self.config.loop.seed) for number in numbers]
         draws = by_image(self.config.loop.seed, Stream.CROP, images=numbers)
         crops = [self._crop(i, generator) for i, generator in zip(indices, draws, strict=True)]
-        tokens, logits = self.tagger(torch.stack(crops).to(self.device))
+        features = self.tagger.visual_encoder(torch.stack(crops).to(self.device))
+        labels = self._labels(indices, features[:, 0])
+        asked = self._asked(labels, seeded(self.config.loop.seed, Stream.NANO_WORDS, step))
+        tokens = self.tagger.image_proj(features)
+        logits = self.tagger.tag_logits(tokens, asked.words.tolist())
         mean = F.layer_norm(tokens.float().mean(1), tokens.shape[2:])
-        target, focus = self.targets[indices].to(self.device), self.config.focus
-        head = asymmetric_loss(logits.float(), target, focus)
-        linear = asymmetric_loss(self.trained["classifier"](mean).float(), target, focus)
-        return head + linear, {"head": head.detach(), "linear": linear.detach()}
+        head = (self._by_word(logits, labels, asked.words) * asked.weights).sum(1).mean()
+        linear = self._by_word(self.trained["classifier"](mean), labels, torch.arange(labels.shape[1])).sum(1).mean()
+        return head + 0.5 * linear, {"head": head.detach(), "linear": linear.detach()}
+
+    @torch.no_grad()
+    def _labels(self, indices: Sequence[int], mean_BC: Tensor) -> Tensor:
+        """What each picture is told to show, (B, words) in [0, 1]: its classes' words, and its own."""
+        own = self.targets[list(indices)].to(self.device) * self.config.own_confidence
+        if self.membership is None:
+            return own
+        return torch.maximum(own, word_probabilities(self.classes(mean_BC.float()), self.membership))
+
+    @torch.no_grad()
+    def truth(self, photos: Sequence[Photo], words: Sequence[str]) -> Tensor:
+        """1 where a word is a photo's own or its likely classes mean it, to fit thresholds: float (photos, words)."""
+        own = targets(photos, words)
+        if self.membership is None:
+            return own
+        seen = (self.tagger.visual_encoder(pictures)[:, 0] for pictures in _pictures(self.tagger, photos))
+        logits = [self.classes(mean).cpu() for mean in seen]
+        return torch.maximum(own, (word_probabilities(torch.cat(logits), self.membership.cpu()) > 0.5).float())
+
+    def _asked(self, labels_BN: Tensor, generator: torch.Generator) -> Asked:
+        """Every word that a picture shows, and some of the others."""
+        shown = labels_BN.amax(0).cpu() > 0.15
+        absent = (~shown).nonzero().flatten()
+        drawn = absent[torch.randperm(len(absent), generator=generator)[: self.config.words_at_once]]
+        weights = torch.ones(int(shown.sum()) + len(drawn))
+        weights[len(weights) - len(drawn) :] = len(absent) / max(len(drawn), 1)
+        return Asked(torch.cat([shown.nonzero().flatten(), drawn]), weights.to(self.device))
+
+    def _by_word(self, logits_BN: Tensor, labels: Tensor, words: Tensor) -> Tensor:
+        """The loss of each picture and word: cross-entropy where a class stands for the word, else asymmetric."""
+        target = labels[:, words.to(labels.device)]
+        loss = asymmetric_loss(logits_BN.float(), target, self.config.focus)
+        if self.membership is None:
+            return loss
+        known = self.membership.any(0)[words.to(labels.device)]
+        exact = F.binary_cross_entropy_with_logits(logits_BN.float(), target, reduction="none")
+        return torch.where(known, exact, loss)
 
     def _crop(self, index: int, generator: torch.Generator) -> Tensor:
         """Random resized crop, flip, order of channels and jitter of colours; normalised (3, size, size)."""
@@ -168,25 +242,38 @@ def _jitter(image: Tensor, brightness: float, contrast: float, saturation: float
 
 
 def asymmetric_loss(logits: Tensor, target: Tensor, focus: float, margin: float = 0.05) -> Tensor:
-    """−y·log p − (1 − y)·p_m^focus·log(1 − p_m) with p_m = max(p − margin, 0); sum over words, mean over images."""
+    """−y·log p − (1 − y)·p_m^focus·log(1 − p_m) with p_m = max(p − margin, 0), of each picture and word."""
     positive = target * F.logsigmoid(logits)
     p = (logits.sigmoid() - margin).clamp_min(0)
     negative = (1 - target) * p.pow(focus) * (1 - p).clamp_min(1e-8).log()
-    return -(positive + negative).sum(1).mean()
+    return -(positive + negative)
+
+
+def class_embeddings(weight_KC: Tensor, membership_KN: Tensor, width: int) -> Tensor:
+    """Words as the rows of a classifier for their classes, in its first principal directions: (N, width).
+
+    RAM's embeddings begin as text features in the same way: words of like things begin alike. Their deviation is 1,
+    but for words without a class, which are 0.
+    """
+    rows = weight_KC - weight_KC.mean(0)
+    directions = torch.linalg.svd(rows, full_matrices=False).Vh[:width]
+    found = membership_KN.T @ rows @ directions.T / membership_KN.sum(0).clamp_min(1).sqrt()[:, None]
+    known = membership_KN.any(0)
+    return found / found[known].std() if known.any() else found
 
 
 @torch.no_grad()
-def predict(model: DAPE, photos: Sequence[Photo], *, batch: int = 32) -> Tensor:
+def predict(model: DAPE, photos: Sequence[Photo]) -> Tensor:
     """Logits (photos, words) of the plain photos."""
+    return torch.cat([model(pictures).logits_BN.float().cpu() for pictures in _pictures(model, photos)])
+
+
+def _pictures(model: DAPE, photos: Sequence[Photo], batch: int = 32) -> Iterator[Tensor]:
+    """The photos as the tagger looks at them, some at a time."""
     device = next(model.parameters()).device
-    size = model.config.image_size
-    images = [tagger_input(load_rgb(photo.path)[None].float().div(255), size) for photo in photos]
-    return torch.cat(
-        [
-            model(torch.cat(images[i : i + batch]).to(device)).logits_BN.float().cpu()
-            for i in range(0, len(images), batch)
-        ]
-    )
+    for first in range(0, len(photos), batch):
+        images = [load_rgb(photo.path)[None].float().div(255) for photo in photos[first : first + batch]]
+        yield torch.cat([tagger_input(image, model.config.image_size) for image in images]).to(device)
 
 
 def fit_thresholds(scores: Tensor, target: Tensor, *, default: float = 0.5, floor: float = 0.2) -> Tensor:
