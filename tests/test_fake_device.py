@@ -12,7 +12,7 @@ import torch
 
 from seesr_core.pipeline import SeeSRPipeline
 
-from .dape_nets import CONFIG
+from .dape_nets import CONFIG, LITE, lite_dape
 from .fake_device import FakeDevice, Watch
 from .tiny_model import tiny_models
 
@@ -65,6 +65,17 @@ def test_tagger_and_text_encoder(place: FakeDevice) -> None:
         assert tokens.device.type == logits.device.type == place.device.type
         assert pipeline.encode_text(["a", "b"]).device.type == "cpu"
     check(watch)
+
+
+def test_tagger_of_convolutions_in_the_precision_of_the_device(place: FakeDevice) -> None:
+    dtype = DEVICES[str(place.device)]
+    dape = place.module(lite_dape(), dtype)
+    with place.watched() as watch, torch.no_grad():
+        found = dape(torch.zeros(2, 3, LITE.image_size, LITE.image_size, device=place.device, dtype=dtype))
+    assert {part.device.type for part in found} == {place.device.type}
+    assert {part.dtype for part in found} == {dtype}
+    check(watch)
+    assert not watch.copies
 
 
 @pytest.mark.parametrize("kind", ["tiny", "kl"])

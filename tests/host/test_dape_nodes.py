@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ..dape_nets import CONFIG, tiny_dape
+from seesr_core.dape import tagger_input
+
+from ..dape_nets import CONFIG, LITE, lite_dape, tiny_dape
 from .locate import plugin
 from .nets import NANO
 
@@ -70,6 +72,20 @@ def test_both_prompts_are_those_of_the_core(dape: Any) -> None:
     assert tags(dape, image) == expected
     assert any(expected)
     torch.testing.assert_close(soft_prompt(dape, image), tokens, atol=1e-6, rtol=1e-5)
+
+
+def test_both_prompts_and_places_of_a_tagger_with_efficientnet() -> None:
+    core = plugin("seesr_core.dape")
+    net = core.DAPE.from_state_dict(lite_dape().state_dict(), core.DAPEConfig.from_dict(LITE.to_dict()))
+    dape = plugin("nodes.host.dape").wrap_dape(net, vocabulary(), device=torch.device("cpu"), name="lite")
+    image = photos()
+    with torch.no_grad():
+        tokens, logits = lite_dape()(tagger_input(image.movedim(-1, 1), LITE.image_size))
+    torch.testing.assert_close(soft_prompt(dape, image), tokens, atol=1e-5, rtol=1e-4)
+    assert tags(dape, image) == vocabulary().prompt_tags(logits) != [""]
+    found = dape.ground(image, vocabulary().select(logits)[0])
+    assert found.shape[1:] == (30, 40)
+    assert found.amax() > 0.9
 
 
 def test_every_photo_is_looked_at_once(dape: Any, looks: list[Tensor]) -> None:
