@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from seesr_core.install.inspection import inspect_file
 from trainer.deep_features import EfficientNetLite0
 from trainer.engine.frozen import keep_frozen
 
-from .dape_nets import CONFIG, LITE, images, lite_dape, seeded
+from .dape_nets import CONFIG, LITE, images, lite_dape, seeded, tiny_dape
 
 VOCABULARY = Vocabulary(tags=tuple(f"tag {i}" for i in range(11)), thresholds=torch.full((11,), 0.5))
 
@@ -145,6 +146,7 @@ def test_files_are_detected_inspected_written_and_read(tmp_path: Path) -> None:
     torch.save({"model": lite_dape().state_dict()}, tmp_path / "plain.pth")
     assert detect(tmp_path / "plain.pth").kind is Kind.RAM
     assert detect(tmp_path / "plain.pth").label == "a small tagger (EfficientNet-Lite0, 11 tags)"
+    assert inspect_file(tmp_path / "plain.pth").fits.startswith("its adapter of stage 1 and the tag lists")
     assert read_ram(tmp_path / "plain.pth").config.image_size == 256
 
 
@@ -161,6 +163,14 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, key: str) -> 
     ) as caught:
         read_dape(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("weights", "config"), [(lite_dape, CONFIG), (tiny_dape, LITE)])
+def test_weights_of_one_encoder_with_the_configuration_of_the_other(
+    weights: Callable[[], DAPE], config: DAPEConfig
+) -> None:
+    with pytest.raises(WeightsError, match=r"do not fit: \d+ keys are missing .* and \d+ are left over"):
+        DAPE.from_state_dict(weights().state_dict(), config)
 
 
 def test_tags_are_grounded_on_its_grid() -> None:

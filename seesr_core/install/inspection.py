@@ -182,7 +182,10 @@ _FITS: dict[Kind, _Rule] = {
     Kind.DAPE: lambda sizes: f"a SeeSR file for soft prompts of width {sizes.get('token_width')}",
     Kind.DAPE_PEFT: lambda sizes: "the RAM file that it was trained on (`convert`, or --model)",
     Kind.DAPE_LORA: lambda sizes: "ram_swin_large_14m.pth and the tag lists (`convert` makes one file of them)",
-    Kind.RAM: lambda sizes: "DAPE.pth and the tag lists (`convert` makes one file of them); stage 1 as the teacher",
+    Kind.RAM: lambda sizes: (
+        f"{'DAPE.pth' if 'window' in sizes else 'its adapter of stage 1'} and the tag lists "
+        "(`convert` makes one file of them); stage 1 as the teacher"
+    ),
     Kind.CONTROL: lambda sizes: (
         f"a base model with {sizes.get('channels')} first channels and text width {sizes.get('context_dim')}, and a "
         f"tagger with soft prompts of width {sizes.get('soft_prompt_dim')}"
