@@ -167,3 +167,19 @@ def test_an_absent_word_is_wrong_only_where_a_class_stands_for_it(
     loss.backward()
     learns = {name.split(".")[0] for name, p in task.tagger.named_parameters() if p.grad is not None}
     assert learns == {"image_proj", "label_embed", "wordvec_proj", "tagging_head", "fc"}
+
+
+def test_imagined_classes_are_seen_where_photos_show_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = pretrained(tmp_path, monkeypatch)
+    torch.nn.init.normal_(task.classes.weight, generator=seeded(2))
+    torch.nn.init.zeros_(task.classes.bias)
+    features = torch.full((64, 5, 1280), 3.0)
+    seen = task._imagined(features, [seeded(i) for i in range(64)])
+    changed = (seen != features).any(2)
+    assert 0.3 < changed[:, 0].float().mean() < 0.7  # half of them, and their mean with them
+    torch.testing.assert_close(seen[:, 0], seen[:, 1:].mean(1))
+    rise = (task.classes(seen[:, 0]) - task.classes(features[:, 0])).amax(1)[changed[:, 0]]
+    assert rise.min() > 2.5
+    assert rise.max() < 13.5
+    task.config.imagined = 0.0
+    assert torch.equal(task._imagined(features, [seeded(i) for i in range(64)]), features)

@@ -74,6 +74,8 @@ class Stream:
     """Start of the small text encoder."""
     NANO_WORDS = 36
     """Which absent words the small tagger's step asks for."""
+    NANO_IMAGINED = 37
+    """Classes that the small tagger's pictures do not show, by image."""
     NANO_PRIOR = 9
     """Whether the prior's step shows text alone or leaves the soft prompt out, by step."""
 
