@@ -20,6 +20,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
@@ -30,6 +31,7 @@ ATEN = torch.ops.aten
 META = torch.device("meta")
 MISSING_DTYPES = (torch.float64, torch.complex32, torch.complex64, torch.complex128)
 """Not every accelerator has them; MPS has none of them."""
+RECOMPUTATION: Any = torch.utils.checkpoint._recomputation_hook
 _DEVICE = Tensor.device.__get__
 
 
@@ -48,11 +50,11 @@ class FakeDevice:
         """The module with all its parameters and buffers on the device, floats among them in `dtype`; in place."""
         for part in module.modules():
             for name, parameter in part._parameters.items():
-                if parameter is not None:
+                if parameter is not None and not isinstance(parameter, FakeTensor):
                     moved = self.tensor(parameter.detach(), dtype)
                     part._parameters[name] = nn.Parameter(moved, requires_grad=parameter.requires_grad)
             for name, buffer in part._buffers.items():
-                if buffer is not None:
+                if buffer is not None and not isinstance(buffer, FakeTensor):
                     part._buffers[name] = self.tensor(buffer, dtype)
         return module
 
@@ -65,7 +67,7 @@ class FakeDevice:
     @contextmanager
     def watched(self) -> Iterator[Watch]:
         """Inside, tensors have no contents; the value tells what was done on the device and between it and the host."""
-        watch = Watch()
+        watch = Watch(self.device)
         with ExitStack() as stack:
             stack.enter_context(_guarded(self.device.type))
             stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
@@ -73,6 +75,7 @@ class FakeDevice:
             no_float64 = SimpleNamespace(has_fp64=False)
             stack.enter_context(mock.patch("torch.xpu.get_device_properties", return_value=no_float64))
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # no thread waits for such a device
+            stack.enter_context(mock.patch("torch.utils.checkpoint._recomputation_hook", watch.recomputed))
             for mode in (_Replaced(watch), self.mode, watch):
                 stack.enter_context(mode)
             yield watch
@@ -97,8 +100,9 @@ def _guarded(kind: str) -> Iterator[None]:
 class Watch(TorchDispatchMode):
     """What operations did with tensors that are not on the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.learning = False
         """Within a backward pass."""
         self.calls = 0
@@ -108,17 +112,28 @@ class Watch(TorchDispatchMode):
         self.copies: Counter[str] = Counter()
         """Copies between the host and the device, by direction."""
 
+    @contextmanager
+    def recomputed(self, *args: Any) -> Iterator[None]:
+        """Inside, a part of a forward pass is run again within the backward pass: gradient checkpointing."""
+        self.learning = False
+        try:
+            with _Replaced(self), RECOMPUTATION(*args):
+                yield
+        finally:
+            self.learning = True
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.prim.device.default and self.learning:
-            return (
-                META  # torch's engine asks, and would look for the device's streams; Python's questions come not here
-            )
-        if _on_host((args, kwargs), kwargs or {}):
+        kwargs = kwargs or {}
+        if self.learning and func is torch.ops.prim.device.default:
+            return META  # torch's engine asks, and would look for the device's streams; Python does not ask this way
+        if self.learning and kwargs.get("device") == META:
+            kwargs = {**kwargs, "device": self.device}  # it makes a gradient of another layout where it was told
+        if _on_host((args, kwargs), kwargs):
             with unset_fake_temporarily():
-                return func(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
+                return func(*args, **kwargs)
+        result = func(*args, **kwargs)
         given, made = _tensors((args, kwargs)), _tensors(result)
         on_device = [tensor for tensor in (*given, *made) if tensor.device.type != "cpu"]
         self.calls += bool(on_device)
@@ -155,8 +170,8 @@ class _Replaced(TorchFunctionMode):
             return func(*args, **kwargs)
         if func == _DEVICE:
             return args[0].fake_device
-        if func is Tensor.backward:
-            return self._backward(*args, **kwargs)
+        if func in (Tensor.backward, torch.autograd.grad):
+            return self._learn(func, *args, **kwargs)
         if func is Tensor.__getitem__:
             return _item(*args)
         if func is Tensor.__setitem__:
@@ -168,10 +183,10 @@ class _Replaced(TorchFunctionMode):
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _learn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._watch.learning = True
         try:
-            Tensor.backward(loss, *args, **kwargs)
+            return func(*args, **kwargs)
         finally:
             self._watch.learning = False
 

@@ -14,6 +14,7 @@ from seesr_core.pipeline import SeeSRPipeline
 
 from .dape_nets import CONFIG, LITE, lite_dape
 from .fake_device import FakeDevice, Watch
+from .segsr_nets import tiny_segsr
 from .tiny_model import tiny_models
 
 DEVICES = {"cuda:0": torch.float16, "mps:0": torch.float32, "xpu:0": torch.bfloat16}
@@ -55,6 +56,25 @@ def test_sampling_in_tiles_waits_for_nothing_and_copies_little(place: FakeDevice
     check(watch)
     calls = 2 * 2
     assert sum(watch.copies.values()) <= COPIES_A_CALL * calls
+
+
+def test_a_segmentation_beside_the_picture(place: FakeDevice) -> None:
+    """SegSR's networks are few and stay in float32."""
+    pipeline = placed(place)
+    pipeline.models.segsr = place.module(tiny_segsr())
+    settings = pipeline.settings(steps=2, start_timestep=999, cfg=2.0, tile=128, overlap=32)
+    prepared, states, z_lr = (
+        torch.zeros(1, 3, 192, 192, dtype=torch.uint8),
+        torch.zeros(2, 16, 32),
+        torch.zeros(1, 4, 24, 24),
+    )
+    with place.watched() as watch, torch.no_grad():
+        joint = pipeline.join(z_lr, SOFT, settings)
+        latent = pipeline.sample(prepared, z_lr, states, SOFT, settings, joint=joint)
+        assert joint is not None
+        labels = joint.labels()
+    assert (latent.device.type, labels.device) == ("cpu", place.device)
+    check(watch)
 
 
 def test_tagger_and_text_encoder(place: FakeDevice) -> None:

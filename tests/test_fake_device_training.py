@@ -1,4 +1,4 @@
-"""A step of every trainer on a device that is not there: degradation, loss, backward pass, clipping and optimizer.
+"""A step of the trainers on a device that is not there: degradation, loss, backward pass, clipping and optimizer.
 
 The task's own loss and optimizer are driven as the loop does (`Pass`, the recipe's autocast); accelerate is left out,
 since it asks for the device's library. What the loop reads of a step it reads after the backward pass.
@@ -15,18 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from trainer.data.crops import Crops
+from trainer.data.photos import read_photos
 from trainer.engine.distribution import Pass
+from trainer.engine.loop_config import LoopConfig
 from trainer.engine.optimizers import build_optimizer
+from trainer.nano.autoencoder import AutoencoderConfig, AutoencoderTask
+from trainer.segsr.scenes import Options, write_scenes
 
-from . import stage2_nets, test_stage1
+from . import stage2_nets, test_distill, test_few_steps, test_segsr_trainer, test_stage1
 from .fake_device import FakeDevice, Watch
 from .test_fake_device import check
 
 DEVICES = {"cuda:0": "mixed", "mps:0": "fp32", "xpu:0": "bf16"}
 """And the precision that is tried on each."""
-COPIES = {"stage1": (38, 0), "stage2": (47, 7)}
+COPIES = {"stage1": (38, 0), "stage2": (47, 7), "distill": (72, 8), "critic": (50, 4), "segsr": (42, 5)}
+COPIES |= {"autoencoder": (1, 0)}
 """Copies to the device and to the host in a step of one image, at most: crop, kernels, noises and the degradation's
-tables there, and in stage 2 latents, pictures, soft prompt and text, which are kept on the host, in both directions."""
+tables there, and in stage 2 and what builds on it latents, pictures, soft prompt and text, which are kept on the host,
+in both directions."""
 slow = pytest.mark.slow
 
 
@@ -39,6 +46,8 @@ def moved(task: Any, place: FakeDevice) -> Any:
     """The task with all its networks there, and told so."""
     if hasattr(task, "text_states"):
         task.text_states([""])  # hashes the text encoder's weights, once in a training
+    if hasattr(task, "acp"):
+        task.acp = place.tensor(task.acp)
     for owner in (task, getattr(task, "batches", None)):
         if owner is not None:
             loop = replace(owner.config.loop, device=str(place.device), precision=DEVICES[str(place.device)])
@@ -84,12 +93,36 @@ def stage2(photos: Path) -> Any:
     return stage2_nets.small_task(photos, stage2_nets.config(batch_size=1))
 
 
-TASKS = {"stage1": stage1, "stage2": stage2}
+def distill(photos: Path) -> Any:
+    """Every term, a teacher of one step, and an autoencoder whose activations are computed again."""
+    return test_distill.task(photos.parent, loop=ONE_IMAGE, teacher_steps=4, gradient_checkpointing=True)
+
+
+def critic(photos: Path) -> Any:
+    """U-Net, ControlNet and decoder against a critic."""
+    return test_few_steps.judged(photos.parent, loop=ONE_IMAGE)
+
+
+def segsr(photos: Path) -> Any:
+    """The joint loss of an image that comes to its timestep by a step of the networks."""
+    return test_segsr_trainer.make_task(photos.parent / "scenes", loop=ONE_IMAGE, degradation_group=1, own=1.0)
+
+
+def autoencoder(photos: Path) -> Any:
+    """The small model's decoder, whole."""
+    config = AutoencoderConfig(loop=ONE_IMAGE, crop=32, grow=(0, 0))
+    return AutoencoderTask(config, Crops(read_photos(photos), size=config.crop))
+
+
+TASKS = {task.__name__: task for task in (stage1, stage2, distill, critic, segsr, autoencoder)}
+ONE_IMAGE = LoopConfig(steps=2, batch_size=1, learning_rate=1e-3, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stage2_nets.write_photos(tmp_path_factory.mktemp("photos"), count=2)
+    folder = tmp_path_factory.mktemp("photos")
+    write_scenes(Options(out=folder / "scenes", count=2, size=64))
+    return stage2_nets.write_photos(folder, count=2)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -32,8 +32,9 @@ DEFAULTS = {"solver": "ddim", "steps": 10, "spacing": "trailing", "start_timeste
 def task(folder: Path, *, teacher: Any = None, **changes: Any) -> FewStepTask:
     loop = LoopConfig(steps=2, batch_size=2, learning_rate=1e-3, device="cpu", log_every=1, save_every=1)
     degradation = DegradationConfig(sharpen=SharpenConfig(radius=7, fast=True), quantize=True)
-    settings: dict[str, Any] = {"deep_weight": 0.0, "noise_share": 0.0, "hint_channels": (4, 8, 8, 8), **changes}
-    config = FewStepConfig(loop=loop, crop=64, min_scale=0.5, degradation=degradation, **settings)
+    settings: dict[str, Any] = {"deep_weight": 0.0, "noise_share": 0.0, "hint_channels": (4, 8, 8, 8)}
+    settings |= {"loop": loop, "crop": 64, "min_scale": 0.5, "degradation": degradation, **changes}
+    config = FewStepConfig(**settings)
     crops = Crops(read_photos(write_photos(folder)), size=64, min_scale=0.5)
     return FewStepTask(config, small_networks(), crops, tag_prompts(crops.photos), defaults=DEFAULTS, teacher=teacher)
 
@@ -167,6 +168,17 @@ def test_the_critic_pulls_at_the_picture_by_its_share_of_what_else_does(tmp_path
     assert found["fooled"].item() == pytest.approx(
         -sum(float(heads.mean()) for heads in made.critic(picture.detach(), condition)), rel=1e-3, abs=1e-3
     )
+
+
+def test_a_critic_trains_in_half_precision(tmp_path: Path) -> None:
+    """The picture that is judged is that which the other losses see, also where the decoder answers in bf16."""
+    made = judged(tmp_path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = made.loss(0)
+    loss.backward()
+    for part in ("unet", "controlnet", "decoder", "critic"):
+        pulls = [p.grad.abs().sum() for p in made.trained.get_submodule(part).parameters() if p.grad is not None]
+        assert sum(pulls) > 0, part
 
 
 def test_the_critic_learns_alone_at_first(tmp_path: Path) -> None:

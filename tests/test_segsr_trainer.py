@@ -29,6 +29,10 @@ from trainer.segsr.proof import Options as ProofOptions
 from trainer.segsr.proof import prove, table
 from trainer.segsr.recipes import segsr_debug
 from trainer.segsr.scenes import TEXTURES, Options, make_scene, write_scenes
+from trainer.segsr.task import SegSRTask
+
+from .stage2_nets import small_networks
+from .tiny_model import tagger
 
 NAMES = ["sky", "wall", "grass"]
 
@@ -44,6 +48,15 @@ def photo(path: Path, width: int = 2, height: int = 2) -> Photo:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
     return Photo(path)
+
+
+def make_task(scenes: Path, **changes: Any) -> SegSRTask:
+    """A task on scenes around the tiny model of the tests."""
+    config = replace(segsr_debug(), **changes)
+    nets, masks = small_networks(), read_masks(scenes / "labels")
+    crops = Crops(read_photos(scenes), size=config.crop, min_scale=config.min_scale, seed=config.loop.seed)
+    segsr = command.build_segsr(config, nets, masks.classes)
+    return SegSRTask(config, nets, crops, segsr, masks, vocabulary=tagger()[1])
 
 
 @pytest.fixture(scope="module")

@@ -206,14 +206,15 @@ class FewStepTask(Stage2Task):
             z, taught = torch.where(exact, codes, z), torch.where(exact, hr, taught)
         condition = signed(shown.condition.to(self.device))
         z_seen, hr, taught, condition = self._window(step, z, hr, taught, condition)
-        picture = self.networks.vae.decode(z_seen / self.networks.vae.config.scaling_factor, return_dict=False)[0]
-        terms = {"picture": self._to_both(self.picture_loss, picture.float(), hr, taught)}
+        scaled = z_seen / self.networks.vae.config.scaling_factor
+        picture = self.networks.vae.decode(scaled, return_dict=False)[0].float()  # once: pulls at it are compared
+        terms = {"picture": self._to_both(self.picture_loss, picture, hr, taught)}
         if self.denoiser_learns and config.latent_weight:
             terms["latent"] = config.latent_weight * latent_loss(z, codes)
         if self.features is not None and config.deep_weight:
-            terms["deep"] = config.deep_weight * self._to_both(self.deep_loss, picture.float(), hr, taught)
+            terms["deep"] = config.deep_weight * self._to_both(self.deep_loss, picture, hr, taught)
         if self.critic is not None:
-            terms |= self._judged(self.critic, picture.float(), hr, condition, terms, step)
+            terms |= self._judged(self.critic, picture, hr, condition, terms, step)
         return terms
 
     def _judged(

@@ -57,7 +57,7 @@ class PreparedLabels(Prepared):
 
 @dataclass(slots=True)
 class LabelledBatch(Batch):
-    """The inputs of one training step of SegSR, on the training device."""
+    """The inputs of one training step of SegSR, on the training device but for what is decided by."""
 
     z_lr: Tensor
     """Scaled latents of the upsampled LR (B, C, h, w)."""
@@ -68,9 +68,9 @@ class LabelledBatch(Batch):
     label_noise: Tensor
     """Noise of the segmentation's latent."""
     index: Tensor
-    """Which timestep of the sampling grid each image is trained at (B,)."""
+    """Which timestep of the sampling grid each image is trained at (B,), on the CPU."""
     own: Tensor
-    """Whether it comes there through passes of the networks (B,), bool."""
+    """Whether it comes there through passes of the networks (B,), bool, on the CPU."""
     told: tuple[Tensor, Tensor]
     """Noise of the true latents and bits that the others are told."""
 
@@ -129,8 +129,8 @@ class LabelledBatches(Batches):
             labels=labels,
             bits=label_latent(labels, code, *size).to(self.device),
             label_noise=noise(bits),
-            index=index.to(self.device),
-            own=(p < config.own).to(self.device),
+            index=index,
+            own=p < config.own,
             told=(noise(batch.latents.shape[1]), noise(bits)),
         )
 

@@ -43,7 +43,7 @@ LABELS = ("LR", "SR", "labels", "true labels", "HR")
 
 @dataclass(slots=True)
 class Reached:
-    """Both processes on their way; row i is image i."""
+    """Both processes on their way; row i is image i. What is decided by, `at` and `told`, lies on the CPU."""
 
     at: Tensor
     """Place in the sampling grid (B,)."""
@@ -62,13 +62,14 @@ class Reached:
 
     def rows(self, which: Tensor) -> Reached:
         """Some of the images."""
-        return Reached(*(getattr(self, name)[which] for name in self.__slots__))
+        every = (getattr(self, name) for name in self.__slots__)
+        return Reached(*(value[which.to(value.device)] for value in every))
 
     def put(self, which: Tensor, rows: Reached) -> None:
         """Put them back."""
         for name in self.__slots__:
             kept = getattr(self, name)
-            kept[which] = getattr(rows, name).to(kept.dtype)  # autocast answers in half precision
+            kept[which.to(kept.device)] = getattr(rows, name).to(kept.dtype)  # autocast answers in half precision
 
 
 class SegSRTask(Stage2Task):
@@ -140,18 +141,18 @@ class SegSRTask(Stage2Task):
         self, state: Reached, batch: LabelledBatch, text: Tensor, features: Tensor, which: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """ε_θ and s_φ of the images `which`, all if None, whose state is given."""
-        rows = torch.arange(len(text), device=text.device) if which is None else which
+        rows = (torch.arange(len(text)) if which is None else which).to(text.device)
         hint = image = None
         if self.config.mode == "joint":
-            told = state.told.view(-1, 1, 1, 1).float()
+            told = state.told.view(-1, 1, 1, 1).float().to(text.device)
             hint = told * self.segsr.bridge.segmentation_condition(state.s0, state.acp)
             image = told * self.segsr.bridge.image_condition(state.z0, state.acp)
-        t = torch.tensor(self.config.grid(), device=text.device)[state.at]
+        t = torch.tensor(self.config.grid())[state.at].to(text.device)
         soft = None if batch.soft_prompt is None else batch.soft_prompt[rows]
         eps = self.networks.predict(
             state.z, t, text[rows], image=batch.condition[rows], soft_prompt=soft, hint=hint
         ).float()
-        return eps, self.segsr.segdm(state.s, features[rows], self.acp[state.at], image)
+        return eps, self.segsr.segdm(state.s, features[rows], self._acp(state.at).flatten(), image)
 
     @torch.no_grad()
     def reach(self, batch: LabelledBatch, text: Tensor, features: Tensor) -> Reached:
@@ -170,10 +171,10 @@ class SegSRTask(Stage2Task):
         """Images at the first step as sampling begins, at a later one from the true latents."""
         grid, acp = self.config.grid(), self._acp(at)
         start = start_latent(batch.noise, z_lr=batch.z_lr, start_timestep=start_for(grid, self.config.start_timestep))
-        first = (at == 0).view(-1, 1, 1, 1)
+        first = (at == 0).view(-1, 1, 1, 1).to(acp.device)
         true_z, true_s = q_sample(batch.latents, batch.noise, acp), self.segsr.start(batch.label_noise, acp, batch.bits)
-        before = self.acp[(at - 1).clamp_min(0)]
-        spread = ((1 - before) / before).sqrt().view(-1, 1, 1, 1)
+        before = self._acp((at - 1).clamp_min(0))
+        spread = ((1 - before) / before).sqrt()
         return Reached(
             at=at.clone(),
             z=torch.where(first, start, true_z),
@@ -181,7 +182,7 @@ class SegSRTask(Stage2Task):
             told=(at > 0) & ~batch.own,
             z0=batch.latents + spread * batch.told[0],
             s0=(batch.bits + spread * batch.told[1]).clamp(-1, 1),
-            acp=before.clone(),
+            acp=before.flatten(),
         )
 
     def step(self, rows: Reached, eps: Tensor, s0: Tensor) -> Reached:
@@ -195,11 +196,12 @@ class SegSRTask(Stage2Task):
             told=torch.ones_like(rows.told),
             z0=z0,
             s0=s0,
-            acp=self.acp[rows.at],
+            acp=acp.flatten(),
         )
 
     def _acp(self, at: Tensor) -> Tensor:
-        return self.acp[at].view(-1, 1, 1, 1)
+        """ᾱ at places of the sampling grid (B, 1, 1, 1)."""
+        return self.acp[at.to(self.acp.device)].view(-1, 1, 1, 1)
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when the training is resumed."""
