@@ -21,7 +21,7 @@ from .dape.vocabulary import split_words
 from .errors import ImageError
 from .method.denoiser import Denoiser
 from .method.guidance import FaithfulDenoiser
-from .method.reuse import StepReuse
+from .method.reuse import Embeddings, StepReuse
 from .method.sampling import Denoise, StepNoise, sample, start_latent
 from .method.schedule import start_for
 from .method.text import compose_prompt, encode_prompts
@@ -307,6 +307,7 @@ class SeeSRPipeline:
                 dtype=models.dtype,
                 text=semantics.text,
                 soft=semantics.soft,
+                embeddings=Embeddings() if len(settings.denoised_timesteps()) > 1 else None,
                 reuse=StepReuse(steps=settings.control_reuse) if settings.control_reuse > 1 else None,
                 on_call=counter,
             )

@@ -1,4 +1,4 @@
-"""Outputs of the ControlNet that serve several steps, and guidance in an interval: by counted calls and by formulas."""
+"""What of the ControlNet serves several steps, and guidance in an interval: by counted calls and by formulas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seesr_core.errors import SettingsError
 from seesr_core.method.guidance import guides
-from seesr_core.method.reuse import StepReuse
+from seesr_core.method.reuse import Embeddings, StepReuse
 from seesr_core.method.schedule import timesteps
 from seesr_core.pictures.sizes import prepare_size
 from seesr_core.pipeline import SeeSRPipeline
@@ -21,6 +21,7 @@ from seesr_core.runtime.planning import estimate
 from seesr_core.settings import UpscaleSettings
 
 from .dape_nets import CONFIG
+from .segsr_nets import tiny_segsr
 from .tiny_model import tiny_models
 
 SOFT = torch.zeros(1, 10, CONFIG.token_width)
@@ -70,6 +71,71 @@ def test_a_call_that_the_earlier_step_did_not_make_is_computed() -> None:
         "new",
         "new",
     ]
+
+
+@contextmanager
+def looks(pipeline: SeeSRPipeline) -> Iterator[list[tuple[int, ...]]]:
+    """Shape of every picture that the ControlNet's image encoder was asked about."""
+    shapes: list[tuple[int, ...]] = []
+    first = pipeline.models.controlnet.controlnet_cond_embedding.conv_in
+    hook = first.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    try:
+        yield shapes
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("given", [{}, {"side": 96, "tile": 64, "overlap": 32}, {"cfg_start": 0.5}])
+def test_the_image_encoder_is_asked_once_and_nothing_changes(
+    pipeline: SeeSRPipeline, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for every tile, and for one half of the guidance apart from both; bit for bit the same."""
+    with looks(pipeline) as once:
+        kept = sampled(pipeline, **given)
+    monkeypatch.setattr("seesr_core.pipeline.Embeddings", lambda: None)
+    with looks(pipeline) as always:
+        anew = sampled(pipeline, **given)
+    assert torch.equal(kept, anew)
+    kinds = {"side": 4, "cfg_start": 2}
+    assert len(once) == next((kinds[name] for name in given if name in kinds), 1)
+    assert len(always) == 4 * (4 if "side" in given else 1)
+    assert set(once) == set(always)
+
+
+def test_a_single_step_keeps_nothing(pipeline: SeeSRPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seesr_core.pipeline.Embeddings", lambda: pytest.fail("nothing is asked again"))
+    sampled(pipeline, steps=1)
+
+
+def test_embeddings_are_kept_as_far_as_there_is_room() -> None:
+    """Two of three parts of 40 bytes fit into 100; what does not is left to the network from then on."""
+    seen, embeddings = [], Embeddings(room=100)
+
+    def encoder(image: Tensor) -> Tensor:
+        seen.append(float(image))
+        return torch.full((10,), float(image))
+
+    for _ in range(2):
+        found = [embeddings(part, torch.full((1,), part), encoder) for part in (1.0, 2.0, 3.0)]
+        assert [None if one is None else float(one[0]) for one in found[:2]] == [1.0, 2.0]
+    assert seen == [1.0, 2.0, 3.0]
+    assert found[2] is None
+
+
+def test_a_segmentation_adds_to_what_is_kept(pipeline: SeeSRPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C_t changes from step to step and the embedding beneath it does not."""
+    joined = SeeSRPipeline(models=tiny_models(segsr=tiny_segsr()))
+    settings = joined.settings(steps=3, start_timestep=700, cfg=2.0, solver="ddim")
+    z, prepared = torch.zeros(1, 4, 8, 8), torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)
+
+    def run() -> Tensor:
+        return joined.sample(prepared, z, TEXT, SOFT, settings, joint=joined.join(z, SOFT, settings))
+
+    with looks(joined) as shapes, torch.no_grad():
+        kept = run()
+        monkeypatch.setattr("seesr_core.pipeline.Embeddings", lambda: None)
+        assert torch.equal(kept, run())
+    assert len(shapes) == 1 + 3
 
 
 def test_one_output_serves_two_steps_in_every_tile(pipeline: SeeSRPipeline) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...seesr_core.errors import SettingsError
-from ...seesr_core.method.reuse import StepReuse
+from ...seesr_core.method.reuse import Embeddings, StepReuse
 from ...seesr_core.tiling.grid import PIXELS_PER_CELL, Tile
 from ..schema import unit_range
 from .conds import Conditioning
@@ -56,6 +57,7 @@ class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
         y: Tensor | None = None,
         soft_prompt: Tensor | None = None,
         rca_strength: float = 1.0,
+        embed: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None = None,
         **kwargs: Any,
     ) -> dict[str, list[Tensor]]:
         """Residuals of the input blocks (`output`) and of the middle block.
@@ -68,6 +70,7 @@ class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
             y: of models with further embeddings; this one has none.
             soft_prompt: tokens of the photos, unless `kwargs` hold those of this call's tiles.
             rca_strength: share of RCA.
+            embed: told the hint and the image encoder, returns what that found in the hint before, or None.
             kwargs: regions of the text, SegSR's condition, and anything else that the host hands to its ControlNets.
         """
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
@@ -83,11 +86,16 @@ class SeeSRControlNet(comfy.cldm.cldm.ControlNet):
         def options(kind: str, index: int) -> list[dict[str, Any]]:
             return [] if bound is None else [{**bound, "block": (kind, index)}]
 
+        def encode(image: Tensor) -> Tensor:
+            found: Tensor = self.input_hint_block(image, emb, context)
+            return found
+
         h, residuals = x, []
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
             h = block(h, emb, context, *options("input", index))
             if index == 0:
-                embedded = self.input_hint_block(hint, emb, context)
+                embedded = None if embed is None else embed(hint, encode)
+                embedded = encode(hint) if embedded is None else embedded
                 h = h + (embedded if told is None else embedded + told)
             h = with_rca("input", index, h)
             residuals.append(zero_conv(h, emb, context))
@@ -109,6 +117,8 @@ class SeeSRControl(comfy.controlnet.ControlNet):
     """How many steps one output serves."""
     kept: StepReuse[Residuals] | None = None
     """The outputs of the run that goes on; copies for tiles and areas share them."""
+    embeddings: Embeddings | None = None
+    """What its image encoder found in the run that goes on; copies share it, too."""
     parts: tuple[Tile, ...] = ()
     """The parts of the latents that a copy is for; none: the whole."""
     diffusers_config: Mapping[str, Any] = MappingProxyType({})
@@ -182,11 +192,11 @@ class SeeSRControl(comfy.controlnet.ControlNet):
                 f"latent, or the area of a prompt, is of {_size(pixels)}; prepare the image that the latent was made "
                 "from, and connect the model output of SeeSR Apply to the sampler."
             )
-        if self.kept is None:
+        if self.kept is None and self.embeddings is None:
             return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
         network = self.control_model
-        prompts = tuple(transformer_options.get("uuids", ()))
-        self.control_model = _Kept(network, self.kept, float(t[0]), (self.parts, prompts, tuple(x_noisy.shape)))
+        key = (self.parts, tuple(transformer_options.get("uuids", ())), tuple(x_noisy.shape))
+        self.control_model = _Kept(network, self.kept, self.embeddings, float(t[0]), key)
         try:
             return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
         finally:
@@ -214,14 +224,26 @@ class SeeSRControl(comfy.controlnet.ControlNet):
 
 
 class _Kept:
-    """A `SeeSRControlNet` for one call of the host's, whose residuals may be those of an earlier step."""
+    """A `SeeSRControlNet` for one call of the host's: residuals and embedding may be those of an earlier step."""
 
-    def __init__(self, network: Any, kept: StepReuse[Residuals], sigma: float, key: Hashable) -> None:
+    def __init__(
+        self,
+        network: Any,
+        kept: StepReuse[Residuals] | None,
+        embeddings: Embeddings | None,
+        sigma: float,
+        key: Hashable,
+    ) -> None:
         self._network, self._kept, self._sigma, self._key = network, kept, sigma, key
+        self._embed = None if embeddings is None else partial(embeddings, key)
         self.dtype = network.dtype
 
     def __call__(self, **given: Any) -> Residuals:
-        found = self._kept(self._sigma, self._key, lambda: self._network(**given))
+        compute = partial(self._network, **given, embed=self._embed)
+        if self._kept is None:
+            residuals: Residuals = compute()
+            return residuals
+        found = self._kept(self._sigma, self._key, compute)
         # The host multiplies what it gets by the strength, in place.
         return {name: [residual.clone() for residual in residuals] for name, residuals in found.items()}
 
@@ -254,7 +276,9 @@ def chain(control: Any) -> Iterator[Any]:
         control = control.previous_controlnet
 
 
-def check_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+def check_run(
+    executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     """Around a sampling run (`WrappersMP.OUTER_SAMPLE`): compares photos and latents before it begins; what our
     ControlNets keep during it is dropped when it ends, however that is.
 
@@ -275,11 +299,12 @@ def check_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
     for link in ours:
         link.check_size(noise)
         link.kept = StepReuse(steps=link.reuse) if link.reuse > 1 else None
+        link.embeddings = Embeddings() if len(sigmas) > 2 else None
     try:
-        return executor(noise, *args, **kwargs)
+        return executor(noise, latent, sampler, sigmas, *args, **kwargs)
     finally:
         for link in ours:
-            link.kept = None
+            link.kept = link.embeddings = None
 
 
 def _require_ours(name: str, entries: Sequence[Any] | None) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from .rca import SOFT_PROMPT_DIM, add_rca, soft_prompt_dim
 from .unet import known_config
@@ -17,13 +20,15 @@ def build_controlnet(config: Mapping[str, Any], *, context_dim: int = SOFT_PROMP
         context_dim: width of the soft prompt.
 
     Called as `control(x_B4hw, t, text_BLD, controlnet_cond=image_B3HW, conditioning_scale=s, return_dict=False,
-    cross_attention_kwargs={"soft_prompt": tokens_BLD})`, the image in [0, 1] at 8× the latent's size; returns the
-    residuals of the down blocks and of the middle block, all multiplied by s.
+    cross_attention_kwargs={"soft_prompt": tokens_BLD})`, the image in [0, 1] at 8× the latent's size, or what
+    `control.controlnet_cond_embedding` makes of it; returns the residuals of the down blocks and of the middle block,
+    all multiplied by s.
     """
     from diffusers import ControlNetModel
 
     model = ControlNetModel.from_config(known_config(ControlNetModel, config))
     add_rca(model, context_dim)
+    model.controlnet_cond_embedding.__class__ = _encoder_class()
     return model.eval()
 
 
@@ -41,5 +46,19 @@ def controlnet_from_unet(unet: Any, *, hint_channels: tuple[int, ...] = (16, 32,
     )
     source = unet.state_dict()
     add_rca(control, soft_prompt_dim(source) or SOFT_PROMPT_DIM)
+    control.controlnet_cond_embedding.__class__ = _encoder_class()
     control.load_state_dict({key: source[key] for key in control.state_dict() if key in source}, strict=False)
     return control
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder_class() -> type:
+    """An image encoder that lets pass what it found in an earlier step; made on first use, as RCA's is."""
+    from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+
+    class ImageEncoder(ControlNetConditioningEmbedding):
+        def forward(self, conditioning: Tensor) -> Tensor:
+            known = conditioning.shape[1] == self.conv_out.out_channels
+            return conditioning if known else super().forward(conditioning)
+
+    return ImageEncoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ def predict_noise(
         x: noisy latents (B, C, h, w).
         t: their timestep, or one each (B,).
         text: text states (B, L, D).
-        image: what conditions the ControlNet, (B, 3, 8h, 8w) in [0, 1].
+        image: what conditions the ControlNet, (B, 3, 8h, 8w) in [0, 1], or what its image encoder makes of it.
         soft_prompt: DAPE's tokens (B, L, D); None leaves RCA out of both networks.
         control_scale: multiplies every residual of the ControlNet; 0 does not run it.
         rca_scale: 0 leaves RCA out, 1 is the trained network.
@@ -109,6 +109,9 @@ class Denoiser:
     """Where the words of the positive half act; None: everywhere."""
     share: Tensor | None = None
     """Share of the guidance of each cell, (B, 1, h, w); None: all of it everywhere."""
+    embed: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None = None
+    """Told the image and the ControlNet's image encoder, it returns what that found in the image before, or None; None
+    asks in every call."""
     hint: Tensor | None = None
     """What is added to the ControlNet's conditioning embedding, (B, first width, h, w); None: nothing."""
 
@@ -123,7 +126,7 @@ class Denoiser:
             torch.cat([x] * len(halves)),
             t,
             torch.cat(halves),
-            image=self.image.repeat(len(halves), 1, 1, 1),
+            image=self._condition(self.image.repeat(len(halves), 1, 1, 1)),
             soft_prompt=None if self.soft_prompt is None else self.soft_prompt.repeat(len(halves), 1, 1),
             control_scale=self.control_scale,
             rca_scale=self.rca_scale,
@@ -134,3 +137,10 @@ class Denoiser:
             return eps
         eps_neg, eps_pos = eps.chunk(2)
         return guided(eps_neg, eps_pos if self.share is None else targeted(eps_neg, eps_pos, self.share), self.cfg)
+
+    def _condition(self, image: Tensor) -> Tensor:
+        """What the ControlNet is given of an image."""
+        if self.embed is None or self.controlnet is None or self.control_scale == 0:
+            return image
+        known = self.embed(image, self.controlnet.controlnet_cond_embedding)
+        return image if known is None else known

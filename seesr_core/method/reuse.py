@@ -1,4 +1,6 @@
-"""One output of the ControlNet for several steps: from step to step its residuals change far less than the latent."""
+"""What a run keeps of the ControlNet's work: what its image encoder finds, which no step changes, and one output of
+it for several steps, since from step to step its residuals change far less than the latent.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,42 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from torch import Tensor
+
+ROOM = 64 * 2**20
+"""Bytes that a run keeps of its embeddings."""
 _Output = TypeVar("_Output")
+
+
+@dataclass(kw_only=True, slots=True)
+class Embeddings:
+    """What the ControlNet's image encoder finds in the parts of a run's picture: asked once, as far as there is room.
+
+    The same call gives the same numbers, so results are bit for bit those of asking in every step.
+    """
+
+    room: int = ROOM
+    """Bytes that may still be kept."""
+    _kept: dict[Hashable, Tensor] = field(default_factory=dict)
+
+    def __call__(self, part: Hashable, image: Tensor, encoder: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The embedding (B, first width, h, w), or None once there is no more room: the ControlNet then makes its own.
+
+        Args:
+            part: what tells the parts of the picture apart; a batch of another size is another one.
+            image: the part, (B, 3, 8h, 8w) in [0, 1].
+            encoder: the ControlNet's.
+        """
+        key = (part, len(image))
+        if key in self._kept:
+            return self._kept[key]
+        if self.room <= 0:
+            return None
+        found = encoder(image)
+        self.room -= found.numel() * found.element_size()
+        if self.room >= 0:
+            self._kept[key] = found
+        return found
 
 
 @dataclass(kw_only=True, slots=True)

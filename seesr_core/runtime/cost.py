@@ -19,6 +19,7 @@ import torch
 from ..errors import SettingsError
 from ..formats.metadata import field
 from ..formats.tensorfile import read_header
+from ..method.reuse import ROOM
 from ..model_files import GivenFiles, find_model
 from ..models import Models
 from ..pictures.sizes import Sizes, prepare_size
@@ -31,6 +32,8 @@ _RUNTIME = 0.5e9
 """Bytes of Python, torch and its libraries on a CPU, of the context on a GPU."""
 _CARD_SHARE, _CARD_LIMIT = 0.3, 60e12
 """Share of its stated throughput that a card reaches on these networks; none does more, since kernels are small."""
+_EMBEDDED = 4
+"""Bytes of a number of the image encoder's, at most."""
 _CPU_SHARE = 0.8
 """The same for a CPU, of what it reaches on one large matrix product."""
 
@@ -49,6 +52,8 @@ class ModelShape:
     """Operations of one call of U-Net and ControlNet: a + b·n + c·n² for n latent cells."""
     control_share: float
     """Share of the ControlNet in a call, ± 0.015 by size, which `control_reuse` saves between its own calls."""
+    hint_share: float
+    """Share of its image encoder in a call, ± 0.015 by size, which is asked once in a run."""
     vae_pixel: tuple[float, float]
     """Operations of encoding and decoding, a pixel: a + b·(pixels of a tile)."""
     tagger: float
@@ -65,6 +70,7 @@ FULL = ModelShape(
     vae_channels=128,
     call=(1.12536781e10, 3.1269024e8, 2.0445e4),
     control_share=0.27,
+    hint_share=0.009,
     vae_pixel=(1.3589699e7, 1.0),
     tagger=3.2e11,
     half=1_126_760_324 + 489_031_440 + 83_653_863,
@@ -78,6 +84,7 @@ NANO = ModelShape(
     vae_channels=64,
     call=(9.9221504e7, 5.784192e6, 280.0),
     control_share=0.41,
+    hint_share=0.235,
     vae_pixel=(1.00584e6, 0.0),
     tagger=2e9,
     half=6_844_112 + 2_771_328 + 4_240_080 + 2_458_899,
@@ -197,7 +204,9 @@ def _operations(shape: ModelShape, sizes: Sizes, settings: UpscaleSettings) -> f
     pixel, quadratic = shape.vae_pixel
     vae = width * height * (pixel + quadratic * min(width * height, settings.vae_tile**2))
     halves = settings.halves()
-    spared = shape.control_share * (sum(halves) - sum(halves[:: settings.control_reuse]))
+    asked = halves[:: settings.control_reuse]
+    kept = min(1.0, ROOM / (len(tiles) * max(halves) * shape.channels * cells * _EMBEDDED))
+    spared = shape.control_share * (sum(halves) - sum(asked)) + kept * shape.hint_share * (sum(asked) - sum(set(asked)))
     return (sum(halves) - spared) * len(tiles) * call + vae + shape.tagger
 
 

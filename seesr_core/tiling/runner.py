@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..method.denoiser import Denoiser
-from ..method.reuse import StepReuse
+from ..method.reuse import Embeddings, StepReuse
 from ..pictures.sizes import from_u8, to_u8
 from .autoencoder import encoded_latents
 from .grid import PIXELS_PER_CELL, Tile, TiledDenoiser
@@ -67,6 +68,8 @@ class PlacedDenoiser:
     """Soft prompts for each tile, likewise."""
     reuse: StepReuse[Any] | None = None
     """What the run keeps of the ControlNet's outputs; None computes them in every step."""
+    embeddings: Embeddings | None = None
+    """What the run keeps of its image encoder; None asks it in every step."""
     on_call: Callable[[], None] = lambda: None
     """Called after each batch of tiles."""
 
@@ -86,6 +89,7 @@ class PlacedDenoiser:
         regions = whole.regions.crop(tiles) if whole.regions is not None and tiles else whole.regions
         return replace(
             whole,
+            embed=None if self.embeddings is None else partial(self.embeddings, tuple(tiles or ())),
             image=self._put(from_u8(self._pixels(tiles))),
             positive=self._put(_prompts(whole.positive, self.text, tiles)),
             negative=self._put(_prompts(whole.negative, None, tiles)),

@@ -272,6 +272,29 @@ def test_reuse_of_one_step_changes_nothing(model: Any, inputs: dict[str, Any]) -
     assert not torch.equal(plain, other)
 
 
+@pytest.mark.parametrize("tiled", [False, True])
+def test_the_image_encoder_is_asked_once_and_nothing_changes(
+    model: Any, tiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for every tile and area, not in every step; bit for bit the same."""
+    inputs, tiles = nets.nano_inputs(size=16), plugin("nodes.host.tiling.tiles")
+    positive = with_area(inputs["positive"][0], (8, 8, 0, 8)) + inputs["positive"][0]
+    patched, prompt, negative = applied(model, inputs, positive=positive)
+    if tiled:
+        patched = tiles.tile_model(patched, tiles.TileSettings(tile=8, overlap=0, tile_batch=1))
+    asked: list[int] = []
+    encoder = nets.nano_seesr().control.control_model.input_hint_block
+    hook = encoder.register_forward_pre_hook(lambda _, args: asked.append(len(args[0])))
+    try:
+        kept, once = nets.run(patched, prompt, negative, inputs, steps=4), len(asked)
+        monkeypatch.setattr(plugin("nodes.host.control"), "Embeddings", lambda: None)
+        assert torch.equal(nets.run(patched, prompt, negative, inputs, steps=4), kept)
+    finally:
+        hook.remove()
+    assert len(asked) - once == 4 * once
+    assert all(entry[1]["control"].embeddings is None for entry in prompt)
+
+
 def test_reused_outputs_are_those_of_the_tile_and_of_the_prompt(model: Any) -> None:
     """As many calls as in a run of half the steps, and the picture of one where each tile is sampled by itself."""
     inputs, tiles = nets.nano_inputs(size=16), plugin("nodes.host.tiling.tiles")
