@@ -19,7 +19,7 @@ from trainer.deep_features import EfficientNetLite0
 from trainer.degradation import DegradationConfig, GeneratorDraws, SharpenConfig, degrade
 from trainer.distill.critic import Critic
 from trainer.distill.few_steps import FewStepConfig, FewStepTask, mild, without_critic
-from trainer.distill.losses import hinge_loss
+from trainer.distill.losses import hinge_loss, with_tones_of
 from trainer.engine.loop import train
 from trainer.engine.loop_config import LoopConfig
 from trainer.stage2.batches import tag_prompts
@@ -73,6 +73,38 @@ def test_targets_are_photo_and_teacher_by_their_weights(tmp_path: Path) -> None:
     zero, one = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
     both = made._to_both(made.picture_loss, zero, one, zero)
     assert float(both) == pytest.approx(0.75 * float(made.picture_loss(zero, one)))
+
+
+def test_only_the_teacher_s_detail_is_learnt(tmp_path: Path) -> None:
+    def darker(lr: Tensor) -> Tensor:
+        drawn = F.interpolate(lr, scale_factor=4) * 0.5
+        drawn[..., ::2] += 0.1
+        return drawn
+
+    made = task(tmp_path, teacher=darker)
+    shown = made._show(0)
+    taught, hr = (image.float().div(255) for image in (shown.taught, shown.hr))
+    inner = (..., slice(1, -1), slice(1, -1))
+    assert float((F.avg_pool2d(taught, 8) - F.avg_pool2d(hr, 8))[inner].abs().mean()) < 0.03
+    across = taught[..., 1:] - taught[..., :-1]
+    assert float(across[..., 1::2].mean() - across[..., ::2].mean()) == pytest.approx(0.2, abs=0.02)
+    plain = task(tmp_path, teacher=darker, teacher_detail=False)._show(0).taught.float().div(255)
+    assert float(plain.mean()) < 0.75 * float(hr.mean())
+    even = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(with_tones_of(even * 0 + 0.2, even * 0 + 0.7), even * 0 + 0.7)
+
+
+def test_some_soft_prompts_are_those_of_the_clean_crops(tmp_path: Path) -> None:
+    degraded, some, clean = (
+        torch.cat([task(tmp_path, clean_prompts=share)._show(n).soft_prompt for n in range(4)])
+        for share in (0.0, 0.5, 1.0)
+    )
+    shown = task(tmp_path)._show(0)
+    exact = task(tmp_path).networks.soft_prompt(shown.hr.float().div(255))
+    torch.testing.assert_close(clean[:2], exact)
+    of_clean, of_degraded = (torch.isclose(some, other).all(2).all(1) for other in (clean, degraded))
+    assert (of_clean ^ of_degraded).all()
+    assert 1 <= int(of_clean.sum()) < 8
 
 
 def test_exact_codes_are_judged_by_the_photo_alone(tmp_path: Path) -> None:

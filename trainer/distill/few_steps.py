@@ -35,7 +35,7 @@ from ..stage2.networks import Networks
 from ..stage2.recipes import Stage2Config
 from ..stage2.task import Judge, Stage2Task
 from .critic import Critic
-from .losses import deep_loss, fooling_loss, hinge_loss, latent_loss, picture_loss, with_gradient
+from .losses import deep_loss, fooling_loss, hinge_loss, latent_loss, picture_loss, with_gradient, with_tones_of
 
 Upscaler = Callable[[Tensor], Tensor]
 """LR (B, 3, h, w) -> SR (B, 3, H, W), both in [0, 1]."""
@@ -92,6 +92,12 @@ class FewStepConfig(Stage2Config):
     crops. The decoder costs most of a step."""
     teacher_weight: float = 0.5
     """Share of the teacher's picture in the targets; the rest is the photo's."""
+    teacher_detail: bool = True
+    """Whether only the teacher's detail is learnt, on the photo's own tones (`losses.with_tones_of`): networks that
+    draw sharply often shift brightness and colour of real photos."""
+    clean_prompts: float = 0.0
+    """Share of the images whose soft prompt is that of the clean crop, which DAPE's is to come near: what stands in it
+    is true then, and worth heeding."""
     latent_weight: float = 0.15
     """Weight of the error of the latents against the photo's, which are seen without the decoder's softness."""
     edge_weight: float = 1.0
@@ -161,7 +167,9 @@ class FewStepTask(Stage2Task):
 
     def _key(self) -> str:
         """Everything that a prepared batch depends on."""
-        return self.batches.key() + f" {self.config.mild} {self.config.mild_share} {self.teacher is not None}"
+        config = self.config
+        teacher = (self.teacher is not None, config.teacher_detail)
+        return f"{self.batches.key()} {config.mild} {config.mild_share} {config.clean_prompts} {teacher}"
 
     def _choose(self) -> nn.ModuleDict:
         """Let what learns require gradients, and nothing else; returns it."""
@@ -336,9 +344,22 @@ class FewStepTask(Stage2Task):
             photos=torch.tensor(photos),
             hr=crops,
             condition=to_8_bits(condition),
-            taught=to_8_bits(self.teacher(lr)) if self.teacher else crops,
-            soft_prompt=self.networks.soft_prompt(condition).cpu(),
+            taught=self._taught(self.teacher, lr, crops) if self.teacher else crops,
+            soft_prompt=self._looked_at(condition, crops, images),
         )
+
+    def _taught(self, teacher: Upscaler, lr: Tensor, crops_u8: Tensor) -> Tensor:
+        """The teacher's pictures of LR in 8 bits, on the tones of the crops if wanted."""
+        drawn = teacher(lr)
+        tones = crops_u8.to(drawn).div(255)
+        return to_8_bits(with_tones_of(drawn, tones).clamp(0, 1) if self.config.teacher_detail else drawn)
+
+    def _looked_at(self, condition: Tensor, crops_u8: Tensor, images: Sequence[int]) -> Tensor:
+        """The soft prompts of the pictures, (B, L, D): of some the clean crop's."""
+        draws = by_image(self.config.loop.seed, Stream.FEW_STEPS, 7, images=images)
+        clean = torch.cat([torch.rand(1, generator=g) for g in draws]) < self.config.clean_prompts
+        crops = crops_u8.to(condition).div(255)
+        return self.networks.soft_prompt(torch.where(clean.to(crops.device).view(-1, 1, 1, 1), crops, condition)).cpu()
 
     def _degraded_alone(self, crop: Tensor, image: int) -> Tensor:
         """The LR of one crop, (1, 3, h, w)."""

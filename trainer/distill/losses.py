@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seesr_core.method.schedule import x0_from_eps
@@ -32,6 +33,13 @@ def picture_loss(result: Tensor, target: Tensor, *, edge_weight: float = 1.0) ->
     error = result - target
     across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
     return charbonnier(error) + edge_weight / 2 * (charbonnier(across) + charbonnier(down))
+
+
+def with_tones_of(picture: Tensor, other: Tensor, cell: int = 8) -> Tensor:
+    """The detail of a picture on the tones of another: their means over cells of `cell` pixels are exchanged, those
+    between the cells' centres bilinearly; sides are multiples of `cell`."""
+    means = F.avg_pool2d(other - picture, cell)
+    return picture + F.interpolate(means, scale_factor=cell, mode="bilinear")
 
 
 def latent_loss(result: Tensor, target: Tensor) -> Tensor:

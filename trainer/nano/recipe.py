@@ -114,8 +114,10 @@ def nano() -> NanoConfig:
             decoder,
             loop=replace(decoder.loop, steps=2500, learning_rate=1e-4),
             deep_weight=2.0,
-            teacher_weight=0.4,
-            critic_weight=0.25,
+            teacher_weight=0.5,
+            clean_prompts=0.25,
+            noise_share=0.3,
+            critic_weight=0.3,
         ),
         defaults=dict(NANO_DEFAULTS),
     )

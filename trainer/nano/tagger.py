@@ -301,7 +301,7 @@ def _pictures(model: DAPE, photos: Sequence[Photo], batch: int = 32) -> Iterator
         yield torch.cat([tagger_input(image, model.config.image_size) for image in images]).to(device)
 
 
-def fit_thresholds(scores: Tensor, target: Tensor, *, default: float = 0.5, floor: float = 0.2) -> Tensor:
+def fit_thresholds(scores: Tensor, target: Tensor, *, default: float = 0.35, floor: float = 0.2) -> Tensor:
     """Thresholds (words,) with the best F1 on kept-out photos; scores and targets are (photos, words).
 
     Words with fewer than three examples keep `default`.

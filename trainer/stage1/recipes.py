@@ -88,7 +88,7 @@ def stage1_nano() -> Stage1Config:
     loop = LoopConfig(
         steps=800,
         batch_size=16,
-        learning_rate=1.5e-2,
+        learning_rate=6e-3,
         weight_decay=0.0,
         warmup=20,
         decay="cosine",
