@@ -51,6 +51,10 @@ def controlnet_from_unet(unet: Any, *, hint_channels: tuple[int, ...] = (16, 32,
     return control
 
 
+_RGB = 3
+"""Channels of a picture; what the image encoder makes of one has more."""
+
+
 @functools.lru_cache(maxsize=1)
 def _encoder_class() -> type:
     """An image encoder that lets pass what it found in an earlier step; made on first use, as RCA's is."""
@@ -58,7 +62,6 @@ def _encoder_class() -> type:
 
     class ImageEncoder(ControlNetConditioningEmbedding):
         def forward(self, conditioning: Tensor) -> Tensor:
-            known = conditioning.shape[1] == self.conv_out.out_channels
-            return conditioning if known else super().forward(conditioning)
+            return super().forward(conditioning) if conditioning.shape[1] == _RGB else conditioning
 
     return ImageEncoder

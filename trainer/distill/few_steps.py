@@ -42,7 +42,6 @@ Upscaler = Callable[[Tensor], Tensor]
 Learns = Literal["denoiser", "decoder", "all"]
 CRITIC = "critic"
 """Under which name the critic stands among what is trained; it does not belong to the model."""
-_SMALLEST_PULL = 1e-12
 
 
 def mild() -> DegradationConfig:
@@ -168,8 +167,8 @@ class FewStepTask(Stage2Task):
     def _key(self) -> str:
         """Everything that a prepared batch depends on."""
         config = self.config
-        teacher = (self.teacher is not None, config.teacher_detail)
-        return f"{self.batches.key()} {config.mild} {config.mild_share} {config.clean_prompts} {teacher}"
+        how = (config.mild, config.mild_share, config.clean_prompts, self.teacher is not None, config.teacher_detail)
+        return f"{self.batches.key()} {how}"
 
     def _choose(self) -> nn.ModuleDict:
         """Let what learns require gradients, and nothing else; returns it."""
@@ -239,7 +238,7 @@ class FewStepTask(Stage2Task):
             torch.autograd.grad(loss, by, retain_graph=True) for loss, by in ((fooled, result), (others, picture))
         )
         share = self.config.critic_weight * self._critic_share(step)
-        wanted = share * theirs.norm() / pull.norm().clamp_min(_SMALLEST_PULL) * pull
+        wanted = share * theirs.norm() / pull.norm().clamp_min(1e-12) * pull
         return {"critic": judged, "fooled": with_gradient(fooled, picture, wanted)}
 
     def _critic_share(self, step: int) -> float:
@@ -350,16 +349,17 @@ class FewStepTask(Stage2Task):
 
     def _taught(self, teacher: Upscaler, lr: Tensor, crops_u8: Tensor) -> Tensor:
         """The teacher's pictures of LR in 8 bits, on the tones of the crops if wanted."""
-        drawn = teacher(lr)
-        tones = crops_u8.to(drawn).div(255)
+        drawn, tones = teacher(lr), crops_u8.to(lr).div(255)
         return to_8_bits(with_tones_of(drawn, tones).clamp(0, 1) if self.config.teacher_detail else drawn)
 
     def _looked_at(self, condition: Tensor, crops_u8: Tensor, images: Sequence[int]) -> Tensor:
         """The soft prompts of the pictures, (B, L, D): of some the clean crop's."""
-        draws = by_image(self.config.loop.seed, Stream.FEW_STEPS, 7, images=images)
-        clean = torch.cat([torch.rand(1, generator=g) for g in draws]) < self.config.clean_prompts
-        crops = crops_u8.to(condition).div(255)
-        return self.networks.soft_prompt(torch.where(clean.to(crops.device).view(-1, 1, 1, 1), crops, condition)).cpu()
+        if self.config.clean_prompts:
+            draws = by_image(self.config.loop.seed, Stream.FEW_STEPS, 7, images=images)
+            clean = torch.cat([torch.rand(1, generator=g) for g in draws]) < self.config.clean_prompts
+            clean = clean.to(condition.device).view(-1, 1, 1, 1)
+            condition = torch.where(clean, crops_u8.to(condition).div(255), condition)
+        return self.networks.soft_prompt(condition).cpu()
 
     def _degraded_alone(self, crop: Tensor, image: int) -> Tensor:
         """The LR of one crop, (1, 3, h, w)."""
