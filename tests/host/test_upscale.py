@@ -8,8 +8,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .locate import plugin
@@ -56,6 +58,13 @@ def photos(count: int = 1, height: int = 18, width: int = 26, seed: int = 0) -> 
     """IMAGE on 8-bit levels."""
     levels = torch.randint(0, 256, (count, height, width, 3), generator=torch.Generator().manual_seed(seed))
     return levels.float() / 255
+
+
+def cup() -> Tensor:
+    """IMAGE of something that the tagger knows, (1, 30, 40, 3)."""
+    with Image.open(NANO / "example.jpg") as picture:
+        small = picture.convert("RGB").resize((40, 30), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(small))[None].float() / 255
 
 
 def upscaled(nano: dict[str, Any], image: Tensor, **changes: Any) -> tuple[Tensor, list[str]]:
@@ -229,7 +238,7 @@ def test_another_colour_fix_of_the_same_run_samples_nothing(nano: dict[str, Any]
 
 
 def test_tags_can_be_given_and_left_out(nano: dict[str, Any]) -> None:
-    image = photos()
+    image = cup()
     read, tags = upscaled(nano, image)
     assert upscaled(nano, image, tags="a red house")[1] == ["a red house"]
     same, _ = upscaled(nano, image, tags=tags[0])
@@ -348,7 +357,7 @@ def test_another_tagger_is_refused(nano: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("local", ["tags", "soft prompt", "both"])
 def test_local_prompts_act_where_there_are_tiles(nano: dict[str, Any], local: str) -> None:
-    image = photos(width=40)
+    image = cup()
     whole, _ = upscaled(nano, image)
     assert torch.equal(upscaled(nano, image, local_prompts=local)[0], whole)
     tiles = {"tile_size": 64, "overlap": 16}
