@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,32 @@ def debug(**loop: Any) -> Stage1Config:
     return replace(config, loop=replace(config.loop, **loop), export="fp32")
 
 
-def make_task(photos: Path, config: Stage1Config | None = None) -> Stage1Task:
-    return Stage1Task(config or debug(), tiny_dape(), VOCABULARY, read_photos(photos))
+def make_task(photos: Path, config: Stage1Config | None = None, *, teacher: DAPE | None = None) -> Stage1Task:
+    return Stage1Task(config or debug(), teacher or tiny_dape(), VOCABULARY, read_photos(photos))
+
+
+def losses_of_one_batch(task: Stage1Task, learning_rate: float) -> list[float]:
+    """The loss of the first batch before each of twelve steps on it."""
+    task.trained.eval()
+    optimizer = torch.optim.AdamW([p for p in task.trained.parameters() if p.requires_grad], lr=learning_rate)
+    figures = []
+    for _ in range(12):
+        loss, _ = task.loss(0)
+        figures.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return figures
+
+
+def require_exact_resume(make: Callable[[], Stage1Task], folder: Path) -> dict[str, torch.Tensor]:
+    """Train whole and in two parts, which must give the same weights; returns them."""
+    expected = train(make(), debug().loop, folder / "whole")
+    train(make(), debug(steps=3).loop, folder / "cut")
+    resumed = train(make(), debug().loop, folder / "cut")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    return expected
 
 
 def arguments(teacher: Path, photos: Path, out: Path, *more: str) -> list[str]:
@@ -165,16 +190,7 @@ def test_the_weight_of_the_logits_is_lambda(photos: Path) -> None:
 
 
 def test_training_on_one_batch_brings_the_student_nearer_to_the_teacher(photos: Path) -> None:
-    task = make_task(photos)
-    task.trained.eval()
-    optimizer = torch.optim.AdamW([p for p in task.trained.parameters() if p.requires_grad], lr=0.02)
-    figures = []
-    for _ in range(12):
-        loss, _ = task.loss(0)
-        figures.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    figures = losses_of_one_batch(make_task(photos), 0.02)
     assert figures[-1] < 0.9 * figures[0]
 
 
@@ -218,11 +234,7 @@ def test_adapter_and_merged_file_are_one_model(teacher_file: Path, photos: Path,
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -> None:
-    expected = train(make_task(photos), debug().loop, tmp_path / "whole")
-    train(make_task(photos), debug(steps=3).loop, tmp_path / "cut")
-    resumed = train(make_task(photos), debug().loop, tmp_path / "cut")
-    assert expected.keys() == resumed.keys()
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    require_exact_resume(lambda: make_task(photos), tmp_path)
 
 
 def test_a_folder_of_another_run_is_refused(

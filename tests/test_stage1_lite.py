@@ -3,51 +3,33 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from seesr_core.cli import main as cli
-from seesr_core.dape import DAPE, Vocabulary, merge_published_lora
+from seesr_core.dape import DAPE, merge_published_lora
 from seesr_core.dape.lora import lora_target_modules, peft_lora_to_published, published_lora_to_peft
 from seesr_core.errors import WeightsError
 from seesr_core.formats.ram import read_adapter, read_dape, write_dape
 from seesr_core.formats.sources import TAG_LISTS
-from trainer.data.photos import read_photos
-from trainer.engine.command import get_recipe
 from trainer.engine.loop import train
 from trainer.stage1 import command as stage1
 from trainer.stage1.networks import add_lora, export
-from trainer.stage1.recipes import STAGE1_RECIPES, Stage1Config
 from trainer.stage1.task import Stage1Task
 
+from . import test_stage1
 from .dape_nets import LITE, images, lite_dape, seeded
+from .test_stage1 import VOCABULARY, debug, losses_of_one_batch, require_exact_resume
 
-VOCABULARY = Vocabulary(tags=tuple(f"tag {i}" for i in range(11)), thresholds=torch.full((11,), 0.5))
 HEAD = "visual_encoder._conv_head"
+photos = test_stage1.photos
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for index in range(4):
-        blobs = np.random.default_rng(index).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        Image.fromarray(blobs).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
-    return folder
-
-
-def debug(**loop: Any) -> Stage1Config:
-    config = get_recipe(STAGE1_RECIPES, "debug")
-    return replace(config, loop=replace(config.loop, **loop), export="fp32")
-
-
-def make_task(photos: Path, config: Stage1Config | None = None) -> Stage1Task:
-    return Stage1Task(config or debug(), lite_dape(), VOCABULARY, read_photos(photos))
+def make_task(photos: Path, **loop: Any) -> Stage1Task:
+    return test_stage1.make_task(photos, debug(**loop), teacher=lite_dape())
 
 
 def test_all_pointwise_convolutions_are_adapted_and_nothing_changes_at_first() -> None:
@@ -106,30 +88,17 @@ def test_unfit_adapters_are_refused(layer: str, a: tuple[int, ...], b: tuple[int
 
 
 def test_training_on_one_batch_brings_the_student_nearer_to_the_teacher(photos: Path) -> None:
-    task = make_task(photos)
-    task.trained.eval()
-    optimizer = torch.optim.AdamW([p for p in task.trained.parameters() if p.requires_grad], lr=0.01)
-    figures = []
-    for _ in range(12):
-        loss, _ = task.loss(0)
-        figures.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    figures = losses_of_one_batch(make_task(photos), 0.01)
     assert figures[-1] < 0.9 * figures[0]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -> None:
-    expected = train(make_task(photos), debug().loop, tmp_path / "whole")
-    train(make_task(photos), debug(steps=3).loop, tmp_path / "cut")
-    resumed = train(make_task(photos), debug().loop, tmp_path / "cut")
-    assert expected.keys() == resumed.keys()
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    expected = require_exact_resume(lambda: make_task(photos), tmp_path)
     assert any(name.startswith(f"base_model.model.{HEAD}.lora_B") and tensor.any() for name, tensor in expected.items())
 
 
 def test_adapter_merged_file_and_conversion_are_one_model(photos: Path, tmp_path: Path) -> None:
-    task = make_task(photos, debug(learning_rate=0.02))
+    task = make_task(photos, learning_rate=0.02)
     tensors = train(task, task.config.loop, tmp_path)
     task.trained.load_state_dict(tensors, strict=False)
     x = images(2, 64)
