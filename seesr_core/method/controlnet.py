@@ -27,9 +27,7 @@ def build_controlnet(config: Mapping[str, Any], *, context_dim: int = SOFT_PROMP
     from diffusers import ControlNetModel
 
     model = ControlNetModel.from_config(known_config(ControlNetModel, config))
-    add_rca(model, context_dim)
-    model.controlnet_cond_embedding.__class__ = _encoder_class()
-    return model.eval()
+    return _with_own_parts(model, context_dim).eval()
 
 
 def controlnet_from_unet(unet: Any, *, hint_channels: tuple[int, ...] = (16, 32, 96, 256)) -> Any:
@@ -45,10 +43,16 @@ def controlnet_from_unet(unet: Any, *, hint_channels: tuple[int, ...] = (16, 32,
         unet, conditioning_embedding_out_channels=hint_channels, load_weights_from_unet=False
     )
     source = unet.state_dict()
-    add_rca(control, soft_prompt_dim(source) or SOFT_PROMPT_DIM)
-    control.controlnet_cond_embedding.__class__ = _encoder_class()
+    _with_own_parts(control, soft_prompt_dim(source) or SOFT_PROMPT_DIM)
     control.load_state_dict({key: source[key] for key in control.state_dict() if key in source}, strict=False)
     return control
+
+
+def _with_own_parts(model: Any, context_dim: int) -> Any:
+    """The same network, in place, with RCA and with an image encoder that is asked once in a run."""
+    add_rca(model, context_dim)
+    model.controlnet_cond_embedding.__class__ = _encoder_class()
+    return model
 
 
 _RGB = 3
